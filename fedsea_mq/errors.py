@@ -1,0 +1,158 @@
+"""Every error fedsea_mq raises on purpose, arranged by whose fault it is.
+
+`LocalError`: this process or its configuration is at fault; retrying changes nothing.
+`RemoteError`: another party is at fault, or could not be reached; each has a wire `code`,
+so that an error raised on a trunk node or broker is raised on the client as the same class.
+
+Messages never carry text, token ids or hidden states: they say what was expected and what came,
+in sizes, positions, names and digests only.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class FedSeaError(Exception):
+    """Base of every error that fedsea_mq raises on purpose."""
+
+
+class LocalError(FedSeaError):
+    """The fault lies in this process, its arguments or its files."""
+
+
+class ConfigError(LocalError):
+    """A configuration file or override names an unknown key or holds a value of the wrong type."""
+
+
+class IllegalCut(LocalError):
+    """The two cut points leave no trunk, or ask for more blocks than the model has."""
+
+
+class UnsupportedModel(LocalError):
+    """The checkpoint is not of a family whose split result is known to equal the unsplit model."""
+
+
+class CheckpointError(LocalError):
+    """A checkpoint folder lacks a file or tensor, or holds one that is damaged."""
+
+
+class ContextOverflow(LocalError):
+    """The prompt and the tokens asked for exceed the positions that the session may hold."""
+
+
+class NotRunning(LocalError):
+    """A node, link or session was used before `async with` entered it or after it was left."""
+
+
+class SendQueueFull(LocalError):
+    """The outgoing queue to a peer is at its bound; nothing was sent."""
+
+
+class ProcessFailed(LocalError):
+    """A child process ended before it was ready, or with an error."""
+
+
+class RemoteError(FedSeaError):
+    """Another party is at fault, or cannot be reached."""
+
+    code: ClassVar[str] = "remote"
+
+
+class MalformedFrame(RemoteError):
+    """Bytes off the wire are not a frame of this protocol."""
+
+    code = "malformed"
+
+
+class UnsupportedVersion(RemoteError):
+    """The frame is of a protocol version that this process does not speak."""
+
+    code = "version"
+
+
+class LimitExceeded(RemoteError):
+    """A frame, or what it asks for, is larger than its declared limit."""
+
+    code = "limit"
+
+
+class FingerprintMismatch(RemoteError):
+    """No node serves the model (weights, config and cut) that the client holds."""
+
+    code = "fingerprint"
+
+
+class Busy(RemoteError):
+    """There is no room now; try again after `retry_after_s` seconds."""
+
+    code = "busy"
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class SessionUnknown(RemoteError):
+    """The session does not exist: never opened, closed, or its lease ran out."""
+
+    code = "session_unknown"
+
+
+class SessionLost(RemoteError):
+    """The node that held the session is gone; its KV cache with it."""
+
+    code = "session_lost"
+
+
+class PositionGap(RemoteError):
+    """A frame starts beyond the positions that are cached."""
+
+    code = "position_gap"
+
+
+class PositionConflict(RemoteError):
+    """A frame re-sends cached positions with other bytes, or overtakes one still in flight."""
+
+    code = "position_conflict"
+
+
+class NodeUnknown(RemoteError):
+    """The broker does not know the node that speaks; it must register again."""
+
+    code = "node_unknown"
+
+
+class StepFailed(RemoteError):
+    """The node's compute step failed; the positions were not cached."""
+
+    code = "step_failed"
+
+
+class PeerUnreachable(RemoteError):
+    """The peer does not answer, or its connection is gone."""
+
+    code = "unreachable"
+
+
+_BY_CODE: dict[str, type[RemoteError]] = {
+    cls.code: cls
+    for cls in (
+        MalformedFrame,
+        UnsupportedVersion,
+        LimitExceeded,
+        FingerprintMismatch,
+        SessionUnknown,
+        SessionLost,
+        PositionGap,
+        PositionConflict,
+        NodeUnknown,
+        StepFailed,
+        PeerUnreachable,
+    )
+}
+
+
+def error_from_wire(code: str, message: str) -> RemoteError:
+    """The typed error for a wire `code`; an unknown code becomes a plain `RemoteError`."""
+    return _BY_CODE.get(code, RemoteError)(message)

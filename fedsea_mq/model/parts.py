@@ -1,0 +1,149 @@
+"""The three parts as torch modules, each built from its own tensors only.
+
+The layers are transformers' own, instantiated on the meta device (no memory) and given the tensors
+of one part. Every part runs a packed batch: `[total positions, hidden]`, spans saying whose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from fedsea_mq.errors import CheckpointError
+from fedsea_mq.model.attention import SPAN_ATTENTION, Span
+from fedsea_mq.model.checkpoint import Checkpoint
+from fedsea_mq.model.kv_cache import KVCache, KVShape
+from fedsea_mq.model.partition import LM_HEAD, Cut, Part, part_of
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class BlockRun(nn.Module):
+    """Consecutive decoder blocks over the sessions' KV caches."""
+
+    def __init__(self, layers: Sequence[nn.Module], rotary: nn.Module, kv_shape: KVShape) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.rotary = rotary
+        self.kv_shape = kv_shape
+
+    def new_cache(self, max_positions: int) -> KVCache:
+        """An empty cache for one session."""
+        return KVCache(self.kv_shape, max_positions)
+
+    def forward(self, hidden: torch.Tensor, spans: Sequence[Span]) -> torch.Tensor:
+        """Run `[total, hidden]` through the blocks; keys and values go to the spans' caches."""
+        if not self.layers:
+            return hidden
+        positions = torch.cat([torch.arange(span.start, span.stop) for span in spans])
+        positions = positions.to(hidden.device)[None]
+        packed = hidden[None]
+        rotation = self.rotary(packed, positions)
+        for layer in self.layers:
+            packed = layer(packed, position_embeddings=rotation, spans=spans)
+        return packed[0]
+
+
+class Head(nn.Module):
+    """Embedding and the first blocks."""
+
+    def __init__(self, embedding: nn.Embedding, run: BlockRun) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.run = run
+
+    def forward(self, ids: torch.Tensor, spans: Sequence[Span]) -> torch.Tensor:
+        """Token ids `[total]` to hidden states `[total, hidden]`."""
+        return cast(torch.Tensor, self.run(self.embedding(ids), spans))
+
+
+class Tail(nn.Module):
+    """The last blocks, the final norm and lm_head."""
+
+    def __init__(self, run: BlockRun, norm: nn.Module, lm_head: nn.Linear) -> None:
+        super().__init__()
+        self.run = run
+        self.norm = norm
+        self.lm_head = lm_head
+
+    def forward(self, hidden: torch.Tensor, spans: Sequence[Span]) -> torch.Tensor:
+        """The trunk's outputs `[total, hidden]` through the last blocks, before the norm."""
+        return cast(torch.Tensor, self.run(hidden, spans))
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """fp32 logits `[rows, vocab]` of the rows that are wanted: lm_head is the widest matmul."""
+        return cast(torch.Tensor, self.lm_head(self.norm(hidden))).float()
+
+
+def load_trunk(checkpoint: Checkpoint, cut: Cut, dtype: str, device: str) -> BlockRun:
+    """The trunk's blocks. Raises what `Checkpoint.load` raises."""
+    return _Loader(checkpoint, cut, dtype, device).run(Part.TRUNK)
+
+
+def load_client(checkpoint: Checkpoint, cut: Cut, dtype: str, device: str) -> tuple[Head, Tail]:
+    """Head and tail; tied embeddings are held once. Raises what `Checkpoint.load` raises."""
+    return _Loader(checkpoint, cut, dtype, device).client()
+
+
+class _Loader:
+    """Builds parts of one checkpoint from a skeleton on the meta device."""
+
+    def __init__(self, checkpoint: Checkpoint, cut: Cut, dtype: str, device: str) -> None:
+        self._checkpoint = checkpoint
+        self._cut = cut
+        self._dtype = DTYPES[dtype]
+        self._device = device
+        with torch.device("meta"):
+            self._skeleton: Any = AutoModelForCausalLM.from_config(
+                checkpoint.config, attn_implementation=SPAN_ATTENTION
+            )
+        self._skeleton.requires_grad_(False).eval()
+
+    def run(self, part: Part) -> BlockRun:
+        self._assign(self._expected(part))
+        return self._assemble(part)
+
+    def client(self) -> tuple[Head, Tail]:
+        self._assign(self._expected(Part.HEAD))
+        model = self._skeleton.model
+        if self._checkpoint.tied:
+            self._skeleton.lm_head.weight = model.embed_tokens.weight
+        self._assign(self._expected(Part.TAIL))
+        head = Head(model.embed_tokens, self._assemble(Part.HEAD))
+        return head, Tail(self._assemble(Part.TAIL), model.norm, self._skeleton.lm_head)
+
+    def _expected(self, part: Part) -> list[str]:
+        """The tensors that the architecture asks for, whatever else the files hold."""
+        shared = {LM_HEAD} if self._checkpoint.tied else set()
+        return [
+            name
+            for name in self._skeleton.state_dict()
+            if name not in shared and part_of(name, self._cut, self._checkpoint.blocks) is part
+        ]
+
+    def _assign(self, names: list[str]) -> None:
+        tensors = self._checkpoint.load(names, self._dtype, self._device)
+        try:
+            self._skeleton.load_state_dict(tensors, strict=False, assign=True)
+        except RuntimeError as error:
+            raise CheckpointError("a tensor's shape is not what config.json says") from error
+        self._skeleton.requires_grad_(False)
+
+    def _assemble(self, part: Part) -> BlockRun:
+        blocks = self._cut.blocks(part, self._checkpoint.blocks)
+        layers = [self._skeleton.model.layers[index] for index in blocks]
+        config = self._checkpoint.config
+        # The skeleton's rotary table is on the meta device too: it is computed, not stored.
+        rotary = type(self._skeleton.model.rotary_emb)(config=config).to(self._device)
+        head_dim = getattr(config, "head_dim", None) or (
+            config.hidden_size // config.num_attention_heads
+        )
+        kv_heads = config.num_key_value_heads
+        return BlockRun(
+            layers, rotary, KVShape(blocks, kv_heads, head_dim, self._dtype, self._device)
+        )
+

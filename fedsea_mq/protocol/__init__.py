@@ -1,0 +1,1 @@
+"""What is said between client, broker and trunk: sans-I/O, without torch or sockets."""

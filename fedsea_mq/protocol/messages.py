@@ -1,0 +1,254 @@
+"""The body of each kind of frame: typed, bounded, validated as it is read.
+
+A body is a msgpack map of the fields below. Bounds stand in the types, so a field off the wire is
+in range or the frame is refused; nothing is coerced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache
+from typing import Annotated, Any, Final, TypeVar
+
+import msgpack
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from fedsea_mq.errors import (
+    Busy,
+    FedSeaError,
+    LocalError,
+    MalformedFrame,
+    RemoteError,
+    error_from_wire,
+)
+from fedsea_mq.protocol.compression import pack, unpack
+from fedsea_mq.protocol.envelope import SESSION_BYTES
+from fedsea_mq.protocol.payload import WireDtype
+
+MAX_BODY_BYTES: Final = 1 << 20
+MAX_POSITIONS: Final = 1 << 20
+MAX_NODES: Final = 1024
+MAX_SESSIONS_A_NODE: Final = 16_384
+MAX_MESSAGE_CHARS: Final = 500
+
+Positions = Annotated[int, Field(ge=0, le=MAX_POSITIONS)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Blocks = Annotated[int, Field(ge=0, le=1024)]
+Hidden = Annotated[int, Field(ge=1, le=1 << 16)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
+SessionId = Annotated[bytes, Field(min_length=SESSION_BYTES, max_length=SESSION_BYTES)]
+Milliseconds = Annotated[int, Field(ge=0, le=86_400_000)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Rate = Annotated[float, Field(ge=0.0, le=1e12)]
+
+_STRICT: Final = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class Open:
+    """Client asks for a session of up to `max_positions` on a node of this fingerprint."""
+
+    fingerprint: Digest
+    max_positions: Positions
+    # Enums arrive as strings, which strict mode would refuse.
+    dtype: Annotated[WireDtype, Field(strict=False)]
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class Accept:
+    """Node has reserved the KV; frames may hold up to `max_frame_positions`."""
+
+    node: Name
+    max_frame_positions: Positions
+    lease_ms: Milliseconds
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class BusyNotice:
+    """No room now; ask again after `retry_after_ms`."""
+
+    retry_after_ms: Milliseconds
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class Extend:
+    """Make `cached` reach `cached + count` from the states in the payload.
+
+    Prefill, a chunk of it, a decode step and a replay are all this message. The trunk's outputs of
+    the last `returned` positions come back.
+    """
+
+    cached: Positions
+    count: Annotated[int, Field(ge=1, le=MAX_POSITIONS)]
+    returned: Positions
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class Result:
+    """The positions cached now, and in the payload the last `returned` outputs."""
+
+    cached: Positions
+    returned: Positions
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class Rollback:
+    """Forget every position from `cached` on; also its acknowledgement."""
+
+    cached: Positions
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class Nothing:
+    """The body of renew, renewed, close, leave and status frames."""
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class ErrorNotice:
+    """A typed error: `code` names the class, `message` says what was expected and what came."""
+
+    code: Annotated[str, Field(max_length=64)]
+    message: Annotated[str, Field(max_length=MAX_MESSAGE_CHARS)]
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class Load:
+    """What a node holds and does now. Rates are over the last heartbeat interval."""
+
+    kv_positions_free: Count
+    kv_positions_total: Count
+    sessions: Count
+    positions_per_s: Rate = 0.0
+    mean_batch: Rate = 0.0
+    busy_share: Share = 0.0
+    peak_rss_bytes: Count = 0
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class Register:
+    """A node offers a trunk. `sessions` lets a restarted broker rebuild its routes."""
+
+    name: Name
+    fingerprint: Digest
+    head_blocks: Blocks
+    tail_blocks: Blocks
+    hidden: Hidden
+    load: Load
+    sessions: Annotated[list[SessionId], Field(max_length=MAX_SESSIONS_A_NODE)]
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class Registered:
+    """The broker's terms: send a heartbeat this often; silent for `timeout_ms` means dead."""
+
+    heartbeat_ms: Milliseconds
+    timeout_ms: Milliseconds
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class NodeStatus:
+    """One line of the status report."""
+
+    name: Name
+    fingerprint: Digest
+    head_blocks: Blocks
+    tail_blocks: Blocks
+    silent_ms: Milliseconds
+    load: Load
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class StatusReport:
+    """The broker's view of its nodes, sessions and traffic since it started."""
+
+    uptime_s: Rate
+    sessions: Count
+    frames_relayed: Count
+    bytes_relayed: Count
+    errors: Count
+    nodes: Annotated[list[NodeStatus], Field(max_length=MAX_NODES)]
+
+
+Body = (
+    Open
+    | Accept
+    | BusyNotice
+    | Extend
+    | Result
+    | Rollback
+    | Nothing
+    | ErrorNotice
+    | Load
+    | Register
+    | Registered
+    | StatusReport
+)
+B = TypeVar("B", bound=Body)
+
+
+@cache
+def _reader(body: type[B]) -> TypeAdapter[B]:
+    return TypeAdapter(body)
+
+
+def encode_body(body: Body) -> bytes:
+    """A body as a packed part."""
+    encoded: bytes = msgpack.packb(asdict(body))
+    return pack(encoded)
+
+
+def decode_body(body: type[B], part: bytes) -> B:
+    """Read a body of the given type off the wire.
+
+    Raises:
+        LimitExceeded: larger than `MAX_BODY_BYTES`.
+        MalformedFrame: not msgpack, or a field is missing, unknown, out of range or mistyped.
+    """
+    fields = _unpack_map(unpack(part, MAX_BODY_BYTES))
+    try:
+        return _reader(body).validate_python(fields)
+    except ValidationError as error:
+        # Field names and rules only: the values stay out of messages and logs.
+        wrong = "; ".join(
+            f"{'.'.join(str(step) for step in item['loc'][:3])}: {item['type']}"
+            for item in error.errors(include_input=False, include_url=False)[:4]
+        )
+        raise MalformedFrame(f"{body.__name__} body: {wrong}"[:MAX_MESSAGE_CHARS]) from None
+
+
+def _unpack_map(data: bytes) -> Mapping[str, Any]:
+    try:
+        fields = msgpack.unpackb(
+            data,
+            strict_map_key=True,
+            max_array_len=MAX_SESSIONS_A_NODE,
+            max_map_len=64,
+            max_ext_len=0,
+        )
+    except Exception as error:  # msgpack raises a dozen unrelated types on bad bytes
+        raise MalformedFrame("body is not msgpack") from error
+    if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
+        raise MalformedFrame("body is not a map of named fields")
+    return fields
+
+
+def error_notice(error: FedSeaError) -> ErrorNotice | BusyNotice:
+    """How an error is told to the other party."""
+    if isinstance(error, Busy):
+        return BusyNotice(retry_after_ms=round(error.retry_after_s * 1000))
+    if isinstance(error, LocalError):
+        # Our own fault is not theirs to read.
+        return ErrorNotice(code=RemoteError.code, message="internal error")
+    assert isinstance(error, RemoteError)
+    return ErrorNotice(code=error.code, message=str(error)[:MAX_MESSAGE_CHARS])
+
+
+def raised_from(notice: ErrorNotice | BusyNotice) -> RemoteError:
+    """The error that a notice stands for."""
+    if isinstance(notice, BusyNotice):
+        return Busy("no node has room now", notice.retry_after_ms / 1000)
+    return error_from_wire(notice.code, notice.message)
+
