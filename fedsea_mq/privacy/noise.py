@@ -1,0 +1,128 @@
+"""Gaussian noise for the hidden states that leave the head (paper, section on security).
+
+The generator is a cryptographic stream keyed from OS entropy, one key a client and one stream a
+token prefix:
+
+    key      = 32 bytes of OS entropy, kept in this process only
+    chain_i  = BLAKE2b(chain_{i-1} || token_i),  chain_{-1} = BLAKE2b(key; domain)
+    noise_i  = std * BoxMuller(ChaCha20(chain_i))
+
+So a position's noise depends on the key and on the tokens up to it. The same token at the same
+position after the same prefix always carries the same noise, in a retry, a regeneration or another
+session: there is no second draw to average with. Anything else gets independent noise. `domain`
+holds what the state also depends on (model, cut, std), because the same noise at two scales would
+cancel out exactly. The price: the trunk can tell that two sessions of one client start with the
+same tokens, which near-equal states at useful noise scales tell it anyway.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import blake2b
+from typing import Final
+
+import torch
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+
+_KEY_BYTES: Final = 32
+_ZERO_NONCE: Final = bytes(16)  # each stream has a key of its own
+_WORD_BYTES: Final = 4
+
+
+class NoiseMode(StrEnum):
+    """How the noise scale is given."""
+
+    RELATIVE = "relative"
+    STD = "std"
+    MEAN_ABS = "mean_abs"
+    OFF = "off"
+
+
+def noise_std(mode: NoiseMode, scale: float, head_rms: float) -> float:
+    """Standard deviation of the noise, per element of the hidden state.
+
+    `std`: `scale` itself. `relative`: `scale` times the RMS of the head's output. `mean_abs`: the
+    paper's scale, the mean absolute noise: E|N(0, std)| = std * sqrt(2 / pi), so
+    std = scale * sqrt(pi / 2) (arXiv 2505.15683, appendix).
+    """
+    match mode:
+        case NoiseMode.OFF:
+            return 0.0
+        case NoiseMode.STD:
+            return scale
+        case NoiseMode.RELATIVE:
+            return scale * head_rms
+        case NoiseMode.MEAN_ABS:
+            return scale * math.sqrt(math.pi / 2)
+
+
+def typical_rms(states: torch.Tensor) -> float:
+    """Median over positions of the RMS of `[positions, hidden]` states.
+
+    The median, because LLaMA models put a huge state on the first position, which would make the
+    noise on all others far larger than the scale says.
+    """
+    return float(states.float().pow(2).mean(dim=-1).sqrt().median())
+
+
+@dataclass(slots=True)
+class NoiseChain:
+    """The running digest of one session's tokens; advanced a token at a time, cut by rollback."""
+
+    digests: list[bytes]
+
+    def extend(self, start: int, tokens: Sequence[int]) -> list[bytes]:
+        """Digests of `tokens` placed at position `start`; later positions are forgotten."""
+        del self.digests[start + 1 :]
+        for token in tokens:
+            link = blake2b(token.to_bytes(8, "little"), key=self.digests[-1], digest_size=32)
+            self.digests.append(link.digest())
+        return self.digests[start + 1 :]
+
+
+class NoiseSource:
+    """Draws the noise of one client. `std` 0 means off.
+
+    `entropy` exists for tests; it is `os.urandom` otherwise and no seed can be given.
+    """
+
+    def __init__(
+        self, std: float, domain: str, entropy: Callable[[int], bytes] = os.urandom
+    ) -> None:
+        self.std = std
+        said = f"{domain}|{std!r}".encode()
+        self._root = blake2b(said, key=entropy(_KEY_BYTES), digest_size=32).digest()
+
+    def chain(self) -> NoiseChain:
+        """The empty chain of a new session."""
+        return NoiseChain([self._root])
+
+    def add(self, states: torch.Tensor, digests: Sequence[bytes]) -> torch.Tensor:
+        """`[positions, hidden]` states plus noise, in fp32; one digest of the chain a position."""
+        states = states.float()
+        if self.std == 0.0:
+            return states
+        words = states.shape[1] + states.shape[1] % 2
+        stream = b"".join(_keystream(digest, words * _WORD_BYTES) for digest in digests)
+        unit = _gaussian(stream).reshape(len(digests), words)[:, : states.shape[1]]
+        return states + self.std * unit.to(states.device)
+
+
+def _keystream(key: bytes, nbytes: int) -> bytes:
+    return Cipher(ChaCha20(key, _ZERO_NONCE), mode=None).encryptor().update(bytes(nbytes))
+
+
+def _gaussian(stream: bytes) -> torch.Tensor:
+    """Standard normals in fp32 from uniform 32-bit words, by Box-Muller (tails to 6.7 sigma)."""
+    words = torch.frombuffer(bytearray(stream), dtype=torch.int32).to(torch.float64)
+    # Signed words to the open interval (0, 1): the logarithm never sees zero.
+    uniform = (words + (2**31 + 0.5)) / 2**32
+    first, second = uniform.view(-1, 2).unbind(1)
+    radius = torch.sqrt(-2.0 * torch.log(first))
+    angle = 2.0 * math.pi * second
+    return torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=1).float()

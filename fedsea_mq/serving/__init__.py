@@ -1,0 +1,1 @@
+"""Many sessions on one compute thread: scheduler, batcher, and the trunk's session rules."""

@@ -1,0 +1,240 @@
+"""The trunk's side of every session: a pure core, frames and times in, actions out.
+
+No socket, clock or tensor: the node that holds one does what the actions say, and a test or a
+simulation can drive thousands of sessions through it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedsea_mq.errors import (
+    Busy,
+    FedSeaError,
+    FingerprintMismatch,
+    LimitExceeded,
+    MalformedFrame,
+    SessionUnknown,
+    StepFailed,
+)
+from fedsea_mq.protocol.envelope import Envelope, Kind
+from fedsea_mq.protocol.frames import Frame, Parts
+from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Open, Result, Rollback
+from fedsea_mq.protocol.payload import PayloadSpec
+from fedsea_mq.protocol.positions import TrunkPositions, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class TrunkTerms:
+    """What a trunk node offers and bounds."""
+
+    node: str
+    fingerprint: str
+    hidden: int
+    kv_positions: int
+    max_session_positions: int
+    max_sessions: int
+    max_frame_positions: int
+    lease_s: float
+    retry_after_s: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Send these parts to the broker."""
+
+    parts: Parts
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Run these positions through the blocks, then call `computed` or `failed`."""
+
+    envelope: Envelope
+    body: Extend
+    spec: PayloadSpec
+    payload: Sequence[bytes]
+    max_positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Free the KV cache of this session."""
+
+    session: bytes
+
+
+Action = Reply | Compute | Release
+
+
+@dataclass(slots=True)
+class _Session:
+    opened: Open
+    spec: PayloadSpec
+    positions: TrunkPositions
+    lease_until: float
+
+
+class TrunkSessions:
+    """Every session of one trunk node, and what is left of its KV budget."""
+
+    def __init__(self, terms: TrunkTerms) -> None:
+        self._terms = terms
+        self._sessions: dict[bytes, _Session] = {}
+        self.kv_free = terms.kv_positions
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def ids(self) -> list[bytes]:
+        """The sessions held, for registration with a restarted broker."""
+        return list(self._sessions)
+
+    def receive(self, frame: Frame, now: float) -> list[Action]:
+        """Handle a client's frame. Every fault becomes a typed error reply; none is raised."""
+        try:
+            return self._dispatch(frame, now)
+        except FedSeaError as error:
+            return [Reply(Frame.error(error, frame.envelope).parts())]
+
+    def _dispatch(self, frame: Frame, now: float) -> list[Action]:
+        match frame.envelope.kind:
+            case Kind.OPEN:
+                return self._open(frame, now)
+            case Kind.EXTEND:
+                return self._extend(frame, now)
+            case Kind.ROLLBACK:
+                return self._roll_back(frame, now)
+            case Kind.RENEW:
+                self._find(frame.envelope, now)
+                return [self._reply(frame.envelope, Kind.RENEWED, Nothing())]
+            case Kind.CLOSE:
+                return self._close(frame.envelope.session)
+            case kind:
+                raise MalformedFrame(f"a {kind.name} frame is not for a trunk node")
+
+    def _open(self, frame: Frame, now: float) -> list[Action]:
+        asked = frame.body(Open)
+        held = self._sessions.get(frame.envelope.session)
+        if held is None:
+            self._admit(asked)
+            self._sessions[frame.envelope.session] = _Session(
+                asked,
+                PayloadSpec(asked.dtype, self._terms.hidden),
+                TrunkPositions(asked.max_positions, self._terms.max_frame_positions),
+                now + self._terms.lease_s,
+            )
+            self.kv_free -= asked.max_positions
+        elif held.opened != asked:
+            raise MalformedFrame("the session is open already, on other terms")
+        terms = Accept(
+            node=self._terms.node,
+            max_frame_positions=self._terms.max_frame_positions,
+            lease_ms=round(self._terms.lease_s * 1000),
+        )
+        return [self._reply(frame.envelope, Kind.ACCEPT, terms)]
+
+    def _admit(self, asked: Open) -> None:
+        terms = self._terms
+        if asked.fingerprint != terms.fingerprint:
+            raise FingerprintMismatch(
+                f"the client holds {asked.fingerprint[:12]}, "
+                f"node {terms.node} serves {terms.fingerprint[:12]}"
+            )
+        most = min(terms.max_session_positions, terms.kv_positions)
+        if not 1 <= asked.max_positions <= most:
+            raise LimitExceeded(
+                f"a session of {asked.max_positions} positions, this node holds 1 to {most}"
+            )
+        if len(self._sessions) >= terms.max_sessions or asked.max_positions > self.kv_free:
+            raise Busy(f"node {terms.node} has no room now", terms.retry_after_s)
+
+    def _extend(self, frame: Frame, now: float) -> list[Action]:
+        session = self._find(frame.envelope, now)
+        body = frame.body(Extend)
+        session.spec.check(frame.payload, body.count)
+        match session.positions.receive(body, frame.payload):
+            case Verdict.APPLY:
+                work = Compute(
+                    frame.envelope, body, session.spec, frame.payload, session.opened.max_positions
+                )
+                return [work]
+            case Verdict.REPLAY:
+                return [Reply(_readdress(session.positions.reply, frame.envelope))]
+            case Verdict.IN_FLIGHT:
+                return []
+
+    def computed(self, work: Compute, payload: Sequence[bytes]) -> list[Action]:
+        """The outputs of `work`, already encoded: the reply, unless the session is gone."""
+        session = self._sessions.get(work.envelope.session)
+        if session is None:
+            return []
+        body = Result(cached=work.body.cached + work.body.count, returned=work.body.returned)
+        reply = Frame.build(
+            Kind.RESULT,
+            body,
+            session=work.envelope.session,
+            seq=work.envelope.seq,
+            payload=payload,
+        ).parts()
+        session.positions.applied(reply)
+        return [Reply(reply)]
+
+    def failed(self, work: Compute, reason: str) -> list[Action]:
+        """`work` was not computed: the client is told, and may send it again."""
+        session = self._sessions.get(work.envelope.session)
+        if session is None:
+            return []
+        session.positions.failed()
+        return [Reply(Frame.error(StepFailed(reason), work.envelope).parts())]
+
+    def _roll_back(self, frame: Frame, now: float) -> list[Action]:
+        session = self._find(frame.envelope, now)
+        body = frame.body(Rollback)
+        session.positions.roll_back(body.cached)
+        return [self._reply(frame.envelope, Kind.ROLLED_BACK, body)]
+
+    def _close(self, session_id: bytes) -> list[Action]:
+        session = self._sessions.pop(session_id, None)
+        if session is None:
+            return []
+        self.kv_free += session.opened.max_positions
+        return [Release(session_id)]
+
+    def expire(self, now: float) -> list[Action]:
+        """Close every session whose lease ran out and tell its client, should it still be there."""
+        actions: list[Action] = []
+        for session_id in [i for i, s in self._sessions.items() if s.lease_until <= now]:
+            actions += self._close(session_id)
+            gone = SessionUnknown("the session's lease ran out")
+            actions.append(Reply(Frame.error(gone, Envelope(Kind.CLOSE, session_id)).parts()))
+        return actions
+
+    def next_expiry(self) -> float:
+        """When the next lease runs out; infinity with no session."""
+        return min((s.lease_until for s in self._sessions.values()), default=math.inf)
+
+    def _find(self, envelope: Envelope, now: float) -> _Session:
+        session = self._sessions.get(envelope.session)
+        if session is None:
+            raise SessionUnknown("no such session on this node")
+        session.lease_until = now + self._terms.lease_s
+        return session
+
+    @staticmethod
+    def _reply(
+        envelope: Envelope, kind: Kind, body: Accept | Nothing | Rollback
+    ) -> Reply:
+        frame = Frame.build(kind, body, session=envelope.session, seq=envelope.seq)
+        return Reply(frame.parts())
+
+
+def _readdress(reply: Parts, envelope: Envelope) -> Parts:
+    """A stored reply under the sequence number of the request that asked for it again."""
+    again = Envelope(Kind.RESULT, envelope.session, envelope.seq)
+    return [again.encode(), *reply[1:]]
+
+
