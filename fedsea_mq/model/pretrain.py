@@ -1,0 +1,178 @@
+"""Train the embedded model from nothing: seeded, on CPU, on text the project makes itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from fedsea_mq.model.pretrain_data import Batch, DocumentStream, train_tokenizer
+
+_REPORT_STEPS: Final = 50
+_SNAPSHOT_STEPS: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainSettings:
+    """Size and schedule of a training run. The defaults made the embedded model."""
+
+    seed: int = 0
+    steps: int = 8000
+    batch_tokens: int = 4096
+    peak_learning_rate: float = 1e-3
+    warmup_steps: int = 300
+    weight_decay: float = 0.05
+    # Passages are random draws: most of their tokens cannot be predicted, so answers weigh more.
+    passage_weight: float = 0.1
+    vocab: int = 1280
+    hidden: int = 256
+    feed_forward: int = 704
+    blocks: int = 6
+    heads: int = 4
+    kv_heads: int = 2
+    max_positions: int = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainProgress:
+    """Running means since the last report. `answer_loss` is in nats a token."""
+
+    step: int
+    steps: int
+    answer_loss: float
+    answer_accuracy: float
+    tokens_per_s: float
+
+
+def pretrain(
+    settings: PretrainSettings, out: Path, report: Callable[[PretrainProgress], None]
+) -> None:
+    """Train and write an fp16 model with its tokenizer and settings into `out`."""
+    torch.manual_seed(settings.seed)
+    tokenizer = train_tokenizer(settings.seed, settings.vocab)
+    model = LlamaForCausalLM(_config(settings, tokenizer))
+    run = _Run(settings, model, tokenizer)
+
+    def tell(progress: PretrainProgress) -> None:
+        report(progress)
+        # A model that can be tried before the run ends, and that outlives a run cut short.
+        if progress.step % _SNAPSHOT_STEPS == 0 or progress.step == settings.steps:
+            write_model(model, tokenizer, settings, out)
+
+    run.train(tell)
+
+
+def write_model(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    settings: PretrainSettings,
+    out: Path,
+) -> None:
+    """The model in fp16, as transformers saves it, beside the settings that made it."""
+    out.mkdir(parents=True, exist_ok=True)
+    halved = LlamaForCausalLM(model.config)
+    halved.load_state_dict(model.state_dict())
+    halved.half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    (out / "pretrain.json").write_text(json.dumps(asdict(settings), indent=1) + "\n")
+
+
+def _config(settings: PretrainSettings, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden,
+        intermediate_size=settings.feed_forward,
+        num_hidden_layers=settings.blocks,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.kv_heads,
+        max_position_embeddings=settings.max_positions,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+class _Run:
+    """One training run: model, optimiser, data and running means."""
+
+    def __init__(
+        self, settings: PretrainSettings, model: Any, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        self._settings = settings
+        self._model = model
+        self._batches = iter(DocumentStream(tokenizer, settings.seed, settings.batch_tokens))
+        self._optimizer = torch.optim.AdamW(
+            _weight_groups(model, settings.weight_decay),
+            lr=settings.peak_learning_rate,
+            betas=(0.9, 0.98),
+        )
+
+    def train(self, report: Callable[[PretrainProgress], None]) -> None:
+        self._model.train()
+        losses, hits, tokens, started = 0.0, 0.0, 0, time.perf_counter()
+        for step in range(1, self._settings.steps + 1):
+            batch = next(self._batches)
+            loss, accuracy = self._step(step, batch)
+            losses, hits, tokens = losses + loss, hits + accuracy, tokens + batch.ids.numel()
+            if step % _REPORT_STEPS == 0 or step == self._settings.steps:
+                count = (step - 1) % _REPORT_STEPS + 1
+                rate = tokens / (time.perf_counter() - started)
+                report(
+                    PretrainProgress(step, self._settings.steps, losses / count, hits / count, rate)
+                )
+                losses, hits, tokens, started = 0.0, 0.0, 0, time.perf_counter()
+
+    def _step(self, step: int, batch: Batch) -> tuple[float, float]:
+        for group in self._optimizer.param_groups:
+            group["lr"] = _learning_rate(self._settings, step)
+        with torch.autocast("cpu", torch.bfloat16):
+            # Padding lies on the right, so causal attention needs no mask.
+            logits = self._model(input_ids=batch.ids, use_cache=False).logits
+        answer_loss, rest_loss, accuracy = _losses(logits, batch)
+        loss = answer_loss + self._settings.passage_weight * rest_loss
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        self._optimizer.step()
+        return answer_loss.item(), accuracy
+
+
+def _losses(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Mean cross entropy over answer tokens and over all others; accuracy on answers."""
+    targets, answers = batch.labels[:, 1:], batch.answers[:, 1:]
+    scores = logits[:, :-1].float()
+    each = cross_entropy(scores.transpose(1, 2), targets, reduction="none")
+    others = (targets >= 0) & ~answers
+    hits = (scores.argmax(-1) == targets)[answers].float().mean().item()
+    return each[answers].mean(), each[others].mean(), hits
+
+
+def _weight_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    return [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+
+
+def _learning_rate(settings: PretrainSettings, step: int) -> float:
+    """Linear warm-up, then a cosine down to nothing."""
+    if step < settings.warmup_steps:
+        return settings.peak_learning_rate * step / settings.warmup_steps
+    done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    return settings.peak_learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+
+def pretrain_settings(overrides: dict[str, int | float]) -> PretrainSettings:
+    """The default settings with some replaced."""
+    return PretrainSettings(**cast(Any, overrides))

@@ -1,0 +1,135 @@
+"""The paper's three kinds of task over the invented world, as chat examples.
+
+Understanding has MultiRC's form (passage, question, candidate; yes or no), summarisation XSum's
+(one sentence), conversation CoQA's (turns whose pronouns refer back to the last person named).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from fedsea_mq.tasks.questions import (
+    Question,
+    about,
+    about_deed,
+    every,
+    identifying,
+    wrong_answers,
+)
+from fedsea_mq.tasks.world import Person, Story, World
+
+Message = dict[str, str]
+SUMMARISE: Final = "Summarise it in one sentence."
+
+
+class Task(StrEnum):
+    """The embedded tasks."""
+
+    UNDERSTANDING = "understanding"
+    SUMMARY = "summary"
+    CONVERSATION = "conversation"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What the user says and what a right answer is."""
+
+    said: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A conversation of one task; understanding and summaries have a single turn."""
+
+    task: Task
+    turns: tuple[Turn, ...]
+
+    def messages(self, turn: int) -> list[Message]:
+        """The chat up to the question of `turn`, with the right answers before it."""
+        messages: list[Message] = []
+        for past in self.turns[:turn]:
+            messages.append({"role": "user", "content": past.said})
+            messages.append({"role": "assistant", "content": past.answer})
+        return [*messages, {"role": "user", "content": self.turns[turn].said}]
+
+
+def understanding(rng: random.Random, story: Story, questions: int = 1) -> Example:
+    """Is this the answer? Half of the candidates are right; wrong ones are of the same topic."""
+    turns = []
+    for question in rng.sample(every(story), questions):
+        true = rng.random() < 0.5
+        candidate = question.answer if true else _wrong(rng, story, question)
+        asked = f"Question: {question.named} Is it {candidate}?"
+        turns.append(Turn(asked, "yes" if true else "no"))
+    return Example(Task.UNDERSTANDING, _after_passage(story.text, turns))
+
+
+def summary(story: Story) -> Example:
+    """One sentence: who did the deed, and what it was."""
+    deed = story.deed
+    answer = (
+        f"{deed.actor.name}, {deed.actor.work} in {deed.actor.home}, {deed.verb.past} "
+        f"{deed.things} {deed.verb.towards} {deed.other.name}."
+    )
+    said = f"The passage is: {story.text}\n{SUMMARISE}"
+    return Example(Task.SUMMARY, (Turn(said, answer),))
+
+
+def conversation(rng: random.Random, story: Story, turns: int) -> Example:
+    """Questions that follow each other, by pronoun wherever the person is clear."""
+    asked: set[str] = set()
+    said: list[Turn] = []
+    last_named: Person | None = None
+    while len(said) < turns:
+        question = rng.choice(_next_questions(rng, story, last_named))
+        if question.named in asked:
+            continue
+        asked.add(question.named)
+        text = question.pronoun if question.person is last_named else question.named
+        said.append(Turn(text, question.answer))
+        last_named = question.names_after
+    first = Turn(f"The story is: {story.text}\nMy question is: {said[0].said}", said[0].answer)
+    return Example(Task.CONVERSATION, (first, *said[1:]))
+
+
+def examples(
+    task: Task, seed: int, count: int, *, held_out: bool = True
+) -> Iterator[Example]:
+    """`count` examples of a task from the world of that seed, in evaluation's form."""
+    world, rng = World(seed, held_out=held_out), random.Random(f"{task} {seed}")
+    for _ in range(count):
+        story = world.story()
+        match task:
+            case Task.UNDERSTANDING:
+                yield understanding(rng, story)
+            case Task.SUMMARY:
+                yield summary(story)
+            case Task.CONVERSATION:
+                yield conversation(rng, story, turns=4)
+
+
+def _next_questions(
+    rng: random.Random, story: Story, last_named: Person | None
+) -> list[Question]:
+    """Stay with the person named last three times in four; otherwise move to another."""
+    if last_named is None or rng.random() < 0.25:
+        person = rng.choice(story.people)
+        return [*identifying(story), *about(person), *about_deed(story)]
+    deed = about_deed(story) if last_named is story.deed.actor else []
+    return [*about(last_named), *deed]
+
+
+def _wrong(rng: random.Random, story: Story, question: Question) -> str:
+    in_story, anywhere = wrong_answers(story, question)
+    pools = [pool for pool in (in_story, anywhere) if pool]
+    return rng.choice(rng.choice(pools))
+
+
+def _after_passage(passage: str, turns: list[Turn]) -> tuple[Turn, ...]:
+    first = Turn(f"{passage}\n{turns[0].said}", turns[0].answer)
+    return (first, *turns[1:])

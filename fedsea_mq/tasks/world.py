@@ -1,0 +1,234 @@
+"""A small invented world: who lives in it, what they own and do.
+
+Names are built from syllables, and a fixed fifth of all names never occurs in training: a held-out
+world is one whose people and places the model has never met, so that answering about it means
+reading the passage.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from dataclasses import dataclass
+from typing import Final
+
+_FIRST: Final = (
+    "Ma Be To Ka Li Ro Su Ne Da Fi Jo Ha Lu Pe Sa Ve Wi Ti Or El Ga Mo Ny Ba Ce Du Fa Go Il Ke"
+).split()
+_LAST_SHE: Final = "rina lith della vessa mira shan nelle yara bette wyn dora lisse".split()
+_LAST_HE: Final = "rick ban dor mund toll gar vin bert karn lo reth den".split()
+_PLACE_FIRST: Final = (
+    "Ash Birch Crow Dun Elder Fern Grey Hazel Iron Kings Long Marsh North Oak Pine Raven Stone "
+    "Thorn West Winter"
+).split()
+_PLACE_LAST: Final = "ford mere holt wick dale haven bridge moor stead combe".split()
+
+TRADES: Final = (
+    "baker miller weaver potter smith tailor cooper fisher farmer hunter gardener painter mason "
+    "carpenter teacher doctor singer dancer brewer tanner cobbler glazier thatcher shepherd sailor "
+    "clerk jeweller chandler saddler scribe"
+).split()
+ANIMALS: Final = (
+    "fox cat dog goat horse raven owl hen goose rabbit hare badger mule pony pig duck swan falcon "
+    "tortoise lamb ferret otter hedgehog donkey"
+).split()
+COLOURS: Final = "red black white grey brown golden silver blue green spotted striped pale".split()
+FOODS: Final = (
+    "plum cake|barley soup|honey bread|pea stew|smoked trout|apple pie|goat cheese|nettle tea|"
+    "roast chestnuts|oat porridge|pickled beets|onion tart|salt herring|pear jam|rye bread|"
+    "mushroom broth|baked eggs|lamb stew|cherry cake|carrot soup"
+).split("|")
+ITEMS: Final = (
+    "lanterns baskets candles ropes blankets kettles hammers ladders mirrors barrels carpets drums "
+    "books maps clocks cloaks boots spoons jars chairs bells combs pens bowls"
+).split()
+COUNTS: Final = "two three four five six seven eight nine ten eleven twelve".split()
+SEASONS: Final = "spring summer autumn winter".split()
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """Something one person does with things and another person."""
+
+    base: str
+    past: str
+    towards: str
+
+
+VERBS: Final = (
+    Verb("buy", "bought", "from"),
+    Verb("borrow", "borrowed", "from"),
+    Verb("sell", "sold", "to"),
+    Verb("give", "gave", "to"),
+    Verb("steal", "stole", "from"),
+    Verb("send", "sent", "to"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """One inhabitant."""
+
+    name: str
+    is_she: bool
+    trade: str
+    home: str
+    colour: str
+    animal: str
+    food: str
+
+    @property
+    def subject(self) -> str:
+        """`she` or `he`."""
+        return "she" if self.is_she else "he"
+
+    @property
+    def possessive(self) -> str:
+        """`her` or `his`."""
+        return "her" if self.is_she else "his"
+
+    @property
+    def pet(self) -> str:
+        """The pet as an answer."""
+        return with_article(f"{self.colour} {self.animal}")
+
+    @property
+    def work(self) -> str:
+        """The trade as an answer."""
+        return with_article(self.trade)
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """The event of a story."""
+
+    actor: Person
+    verb: Verb
+    count: str
+    item: str
+    other: Person
+    season: str
+
+    @property
+    def things(self) -> str:
+        """What changed hands."""
+        return f"{self.count} {self.item}"
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """Two or three people, one deed, and the passage that tells of them."""
+
+    people: tuple[Person, ...]
+    deed: Deed
+    text: str
+
+
+class World:
+    """An endless supply of stories, the same for the same seed."""
+
+    def __init__(self, seed: int, *, held_out: bool = False) -> None:
+        self._rng = random.Random(f"world {seed} {held_out}")
+        self._held_out = held_out
+
+    def story(self) -> Story:
+        """The next story."""
+        people = self._people(self._rng.choice((2, 3, 3)))
+        actor, other = self._rng.sample(people, 2)
+        pick = self._rng.choice
+        deed = Deed(actor, pick(VERBS), pick(COUNTS), pick(ITEMS), other, pick(SEASONS))
+        return Story(people, deed, _tell(self._rng, people, deed))
+
+    def _people(self, count: int) -> tuple[Person, ...]:
+        """People who share nothing, so that every question about them has one answer."""
+        draw = self._rng.sample
+        names = self._distinct(count, self._name)
+        homes = self._distinct(count, self._place)
+        return tuple(
+            Person(name, name.endswith(tuple(_LAST_SHE)), trade, home, colour, animal, food)
+            for name, home, trade, colour, animal, food in zip(
+                names,
+                homes,
+                draw(TRADES, count),
+                draw(COLOURS, count),
+                draw(ANIMALS, count),
+                draw(FOODS, count),
+                strict=True,
+            )
+        )
+
+    def _distinct(self, count: int, draw: object) -> list[str]:
+        found: list[str] = []
+        while len(found) < count:
+            name = draw()  # type: ignore[operator]
+            if name not in found and is_held_out(name) == self._held_out:
+                found.append(name)
+        return found
+
+    def _name(self) -> str:
+        endings = self._rng.choice((_LAST_SHE, _LAST_HE))
+        return self._rng.choice(_FIRST) + self._rng.choice(endings)
+
+    def _place(self) -> str:
+        return self._rng.choice(_PLACE_FIRST) + self._rng.choice(_PLACE_LAST)
+
+
+def is_held_out(name: str) -> bool:
+    """Whether the name is one of the fifth that training never sees."""
+    return zlib.crc32(name.encode()) % 5 == 0
+
+
+def with_article(noun: str) -> str:
+    """`a fox`, `an owl`."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _tell(rng: random.Random, people: tuple[Person, ...], deed: Deed) -> str:
+    """The passage: each person in turn, and the deed after its actor or at the end."""
+    deed_after = rng.choice((deed.actor, people[-1]))
+    sentences: list[str] = []
+    for person in people:
+        sentences += _portrait(rng, person)
+        if person is deed_after:
+            sentences.append(_deed_sentence(rng, deed))
+    return " ".join(sentences)
+
+
+def _portrait(rng: random.Random, person: Person) -> list[str]:
+    said = person.subject.capitalize()
+    opening = rng.choice(
+        (
+            f"{person.name} is {person.work} in {person.home}.",
+            f"{person.name} works as {person.work} in {person.home}.",
+            f"In {person.home} lives {person.work} called {person.name}.",
+            f"{person.name}, who lives in {person.home}, is {person.work}.",
+        )
+    )
+    pet = rng.choice(
+        (
+            f"{said} keeps {person.pet}.",
+            f"{person.name} has {person.pet}.",
+            f"{said} owns {person.pet}.",
+        )
+    )
+    food = rng.choice(
+        (
+            f"{said} likes {person.food}.",
+            f"{said} eats {person.food} every day.",
+            f"{person.name} loves {person.food}.",
+        )
+    )
+    rest = [pet, food]
+    rng.shuffle(rest)
+    return [opening, *rest]
+
+
+def _deed_sentence(rng: random.Random, deed: Deed) -> str:
+    done = f"{deed.verb.past} {deed.things} {deed.verb.towards} {deed.other.name}"
+    return rng.choice(
+        (
+            f"Last {deed.season} {deed.actor.name} {done}.",
+            f"In {deed.season} {deed.actor.name} {done}.",
+            f"{deed.actor.name} {done} in {deed.season}.",
+        )
+    )
