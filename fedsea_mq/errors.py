@@ -41,6 +41,10 @@ class ContextOverflow(LocalError):
     """The prompt and the tokens asked for exceed the positions that the session may hold."""
 
 
+class InvalidPrompt(LocalError):
+    """A prompt that is empty, not of the model's vocabulary, or a chat without a template."""
+
+
 class NotRunning(LocalError):
     """A node, link or session was used before `async with` entered it or after it was left."""
 

@@ -49,13 +49,9 @@ def span_attention(
 ) -> tuple[torch.Tensor, None]:
     """Write the new keys and values to each span's cache and attend over it.
 
-    Args:
-        query: `[1, heads, total, head_dim]`, `total` the positions of all spans.
-        key, value: `[1, kv_heads, total, head_dim]`, already rotated.
-        spans: whose the positions are, in order.
-
-    Returns:
-        `[1, total, heads, head_dim]`, as transformers' own attention functions give it.
+    `query` is `[1, heads, total, head_dim]`, `total` the positions of all spans; `key` and `value`
+    are `[1, kv_heads, total, head_dim]`, already rotated; `spans` says whose the positions are, in
+    order. Gives `[1, total, heads, head_dim]`, as transformers' own attention functions do.
     """
     block = int(module.layer_idx)  # type: ignore[arg-type]  # every attention module has one
     outputs, row = [], 0
@@ -99,9 +95,7 @@ def _attend_one(
     return result.reshape(heads, 1, head_dim)
 
 
-def _mask(
-    span: Span, oldest: int, window: int | None, device: torch.device
-) -> torch.Tensor | None:
+def _mask(span: Span, oldest: int, window: int | None, device: torch.device) -> torch.Tensor | None:
     """`[count, keys]` of what each position may see; None where plain causal says it."""
     if span.start == 0 and (window is None or span.stop <= window):
         return None

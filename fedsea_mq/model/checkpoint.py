@@ -94,6 +94,16 @@ class Checkpoint:
         return int(self.config.hidden_size)
 
     @cached_property
+    def eos_token_ids(self) -> frozenset[int]:
+        """The tokens that end a generation: generation_config.json's, else config.json's."""
+        ids = getattr(self.config, "eos_token_id", None)
+        for folder in self.folders:
+            file = folder / "generation_config.json"
+            if file.exists():
+                ids = json.loads(file.read_text()).get("eos_token_id", ids)
+        return frozenset(ids if isinstance(ids, list) else [ids]) - {None}
+
+    @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer that lies beside the weights."""
         for folder in self.folders:

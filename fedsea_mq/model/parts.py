@@ -74,9 +74,19 @@ class Tail(nn.Module):
         """The trunk's outputs `[total, hidden]` through the last blocks, before the norm."""
         return cast(torch.Tensor, self.run(hidden, spans))
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """fp32 logits `[rows, vocab]` of the rows that are wanted: lm_head is the widest matmul."""
-        return cast(torch.Tensor, self.lm_head(self.norm(hidden))).float()
+    def last_logits(self, hidden: torch.Tensor, spans: Sequence[Span]) -> torch.Tensor:
+        """fp32 logits `[spans, vocab]` of each span's last position.
+
+        lm_head is the widest matmul of all, so only these rows go through it.
+        """
+        states = self(hidden, spans)
+        last = torch.tensor([span.count for span in spans], device=states.device).cumsum(0) - 1
+        return cast(torch.Tensor, self.lm_head(self.norm(states[last]))).float()
+
+
+def split_spans(states: torch.Tensor, spans: Sequence[Span]) -> Sequence[torch.Tensor]:
+    """`[total, hidden]` as one `[count, hidden]` view a span."""
+    return torch.split(states, [span.count for span in spans])
 
 
 def load_trunk(checkpoint: Checkpoint, cut: Cut, dtype: str, device: str) -> BlockRun:
@@ -146,4 +156,3 @@ class _Loader:
         return BlockRun(
             layers, rotary, KVShape(blocks, kv_heads, head_dim, self._dtype, self._device)
         )
-

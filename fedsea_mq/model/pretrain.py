@@ -14,10 +14,17 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fedsea_mq.model.pretrain_data import Batch, DocumentStream, train_tokenizer
+from fedsea_mq.model.pretrain_data import FULL, Batch, DocumentStream, Stage, train_tokenizer
 
 _REPORT_STEPS: Final = 50
 _SNAPSHOT_STEPS: Final = 500
+# Up to this share of the steps, documents like these: copying first, then finding the one answer
+# of its kind, then telling several people apart.
+_CURRICULUM: Final = (
+    (0.06, Stage((1,), repeats=0.4, conversations=0.6, understandings=0.0)),
+    (0.20, Stage((1, 2), repeats=0.1, conversations=0.5, understandings=0.3)),
+    (1.0, FULL),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +32,13 @@ class PretrainSettings:
     """Size and schedule of a training run. The defaults made the embedded model."""
 
     seed: int = 0
-    steps: int = 8000
-    batch_tokens: int = 4096
-    peak_learning_rate: float = 1e-3
-    warmup_steps: int = 300
+    steps: int = 11_000
+    batch_tokens: int = 2560
+    peak_learning_rate: float = 2e-3
+    warmup_steps: int = 100
     weight_decay: float = 0.05
     # Passages are random draws: most of their tokens cannot be predicted, so answers weigh more.
-    passage_weight: float = 0.1
+    passage_weight: float = 0.3
     vocab: int = 1280
     hidden: int = 256
     feed_forward: int = 704
@@ -39,6 +46,7 @@ class PretrainSettings:
     heads: int = 4
     kv_heads: int = 2
     max_positions: int = 2048
+    initial_std: float = 0.06
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +103,7 @@ def _config(settings: PretrainSettings, tokenizer: PreTrainedTokenizerFast) -> L
         num_key_value_heads=settings.kv_heads,
         max_position_embeddings=settings.max_positions,
         tie_word_embeddings=True,
+        initializer_range=settings.initial_std,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -109,7 +118,8 @@ class _Run:
     ) -> None:
         self._settings = settings
         self._model = model
-        self._batches = iter(DocumentStream(tokenizer, settings.seed, settings.batch_tokens))
+        self._documents = DocumentStream(tokenizer, settings.seed, settings.batch_tokens)
+        self._batches = iter(self._documents)
         self._optimizer = torch.optim.AdamW(
             _weight_groups(model, settings.weight_decay),
             lr=settings.peak_learning_rate,
@@ -120,6 +130,7 @@ class _Run:
         self._model.train()
         losses, hits, tokens, started = 0.0, 0.0, 0, time.perf_counter()
         for step in range(1, self._settings.steps + 1):
+            self._documents.stage = _stage(step / self._settings.steps)
             batch = next(self._batches)
             loss, accuracy = self._step(step, batch)
             losses, hits, tokens = losses + loss, hits + accuracy, tokens + batch.ids.numel()
@@ -140,7 +151,7 @@ class _Run:
         answer_loss, rest_loss, accuracy = _losses(logits, batch)
         loss = answer_loss + self._settings.passage_weight * rest_loss
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
         self._optimizer.step()
         return answer_loss.item(), accuracy
@@ -163,6 +174,10 @@ def _weight_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
+
+
+def _stage(done: float) -> Stage:
+    return next(stage for until, stage in _CURRICULUM if done <= until)
 
 
 def _learning_rate(settings: PretrainSettings, step: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from fedsea_mq.tasks.examples import Example, conversation, summary, understanding
+from fedsea_mq.tasks.examples import Example, conversation, repeat, summary, understanding
 from fedsea_mq.tasks.world import World
 
 BOS: Final = "<|bos|>"
@@ -32,13 +32,30 @@ _TOKENIZER_DOCUMENTS: Final = 12_000
 _POOL_BATCHES: Final = 8
 
 
-def document(rng: random.Random, world: World) -> Example:
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What the documents of a stretch of training are like."""
+
+    people: Sequence[int]
+    """How many people a passage may portray, one drawn for each document."""
+    repeats: float
+    conversations: float
+    understandings: float
+    """Shares of the kinds of document; the rest are summaries."""
+
+
+FULL: Final = Stage((2, 3, 3), repeats=0.02, conversations=0.38, understandings=0.42)
+
+
+def document(rng: random.Random, world: World, stage: Stage) -> Example:
     """One training example: more turns a passage than evaluation asks, to learn more from each."""
-    story = world.story()
+    story = world.story(stage.people)
     kind = rng.random()
-    if kind < 0.40:
+    if (kind := kind - stage.repeats) < 0:
+        return repeat(story)
+    if (kind := kind - stage.conversations) < 0:
         return conversation(rng, story, turns=rng.randint(4, 7))
-    if kind < 0.82:
+    if (kind := kind - stage.understandings) < 0:
         return understanding(rng, story, questions=rng.randint(1, 8))
     return summary(story)
 
@@ -59,7 +76,7 @@ def train_tokenizer(seed: int, vocab: int) -> PreTrainedTokenizerFast:
     texts = (
         f" {text}"
         for _ in range(_TOKENIZER_DOCUMENTS)
-        for turn in document(rng, world).turns
+        for turn in document(rng, world, FULL).turns
         for text in (turn.said, turn.answer)
     )
     tokenizer.train_from_iterator(texts, trainer)
@@ -82,13 +99,17 @@ class Batch:
 
 
 class DocumentStream:
-    """Batches of documents of similar length, the same for the same seed."""
+    """Batches of documents of similar length, the same for the same seed.
+
+    `stage` can be changed as training goes on.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, batch_tokens: int) -> None:
         self._tokenizer = tokenizer
         self._world = World(seed)
         self._rng = random.Random(f"documents {seed}")
         self._batch_tokens = batch_tokens
+        self.stage = FULL
         ids = tokenizer.convert_tokens_to_ids
         self._bos, self._end = ids(BOS), ids(END)
         self._user, self._assistant = ids(ROLES["user"]), ids(ROLES["assistant"])
@@ -104,7 +125,7 @@ class DocumentStream:
         documents: list[tuple[list[int], list[bool]]] = []
         tokens = 0
         while tokens < _POOL_BATCHES * self._batch_tokens:
-            documents.append(self.encode(document(self._rng, self._world)))
+            documents.append(self.encode(document(self._rng, self._world, self.stage)))
             tokens += len(documents[-1][0])
         return documents
 
@@ -123,7 +144,9 @@ class DocumentStream:
         start = 0
         while start < len(pool):
             stop = start + 1
-            while stop < len(pool) and (stop + 1 - start) * len(pool[stop][0]) <= self._batch_tokens:
+            while (
+                stop < len(pool) and (stop + 1 - start) * len(pool[stop][0]) <= self._batch_tokens
+            ):
                 stop += 1
             yield self._pad(pool[start:stop])
             start = stop

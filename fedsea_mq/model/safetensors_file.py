@@ -11,6 +11,7 @@ import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedsea_mq.errors import CheckpointError
 
@@ -65,7 +66,7 @@ def stored_tensors(file: Path) -> list[StoredTensor]:
         raise CheckpointError(f"{file}: not a readable safetensors file") from error
 
 
-def _entry(file: Path, name: str, fields: dict[str, object], data_start: int) -> StoredTensor:
-    begin, end = fields["data_offsets"]  # type: ignore[misc]  # malformed: caught by the caller
-    shape = tuple(int(n) for n in fields["shape"])  # type: ignore[attr-defined]
+def _entry(file: Path, name: str, fields: dict[str, Any], data_start: int) -> StoredTensor:
+    begin, end = (int(n) for n in fields["data_offsets"])
+    shape = tuple(int(n) for n in fields["shape"])
     return StoredTensor(name, file, str(fields["dtype"]), shape, data_start + begin, end - begin)

@@ -9,12 +9,22 @@ from transformers import PreTrainedTokenizerBase
 
 
 class TextStream:
-    """Text of one generation. What might be the start of a stop string is held back."""
+    """Text of one generation. What might be the start of a stop string is held back.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
+    `strip_start` drops white space before the first word, as chat answers begin with it.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop: Sequence[str] = (),
+        *,
+        strip_start: bool = False,
+    ) -> None:
         self._tokenizer = tokenizer.backend_tokenizer
         self._decoder = DecodeStream(skip_special_tokens=True)
         self._stop = tuple(stop)
+        self._strip_start = strip_start
         self._held = ""
         self.stopped = False
 
@@ -34,6 +44,9 @@ class TextStream:
     def _release(self, length: int, *, drop_rest: bool = False) -> str:
         text, rest = self._held[:length], self._held[length:]
         self._held = "" if drop_rest else rest
+        if self._strip_start:
+            text = text.lstrip()
+            self._strip_start = not text
         return text
 
     def _possible_stop(self) -> int:

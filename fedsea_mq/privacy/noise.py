@@ -21,7 +21,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from hashlib import blake2b
 from typing import Final
 
@@ -32,33 +31,6 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 _KEY_BYTES: Final = 32
 _ZERO_NONCE: Final = bytes(16)  # each stream has a key of its own
 _WORD_BYTES: Final = 4
-
-
-class NoiseMode(StrEnum):
-    """How the noise scale is given."""
-
-    RELATIVE = "relative"
-    STD = "std"
-    MEAN_ABS = "mean_abs"
-    OFF = "off"
-
-
-def noise_std(mode: NoiseMode, scale: float, head_rms: float) -> float:
-    """Standard deviation of the noise, per element of the hidden state.
-
-    `std`: `scale` itself. `relative`: `scale` times the RMS of the head's output. `mean_abs`: the
-    paper's scale, the mean absolute noise: E|N(0, std)| = std * sqrt(2 / pi), so
-    std = scale * sqrt(pi / 2) (arXiv 2505.15683, appendix).
-    """
-    match mode:
-        case NoiseMode.OFF:
-            return 0.0
-        case NoiseMode.STD:
-            return scale
-        case NoiseMode.RELATIVE:
-            return scale * head_rms
-        case NoiseMode.MEAN_ABS:
-            return scale * math.sqrt(math.pi / 2)
 
 
 def typical_rms(states: torch.Tensor) -> float:

@@ -24,7 +24,7 @@ _WORTH_TRYING_BYTES: Final = 512
 def pack(data: bytes) -> bytes:
     """Tag `data`, compressed if that makes it smaller."""
     if len(data) >= _WORTH_TRYING_BYTES:
-        block = lz4.block.compress(data, store_size=False)
+        block: bytes = lz4.block.compress(data, store_size=False)
         if len(block) + _SIZE.size < len(data):
             return _LZ4 + _SIZE.pack(len(data)) + block
     return _RAW + data

@@ -55,6 +55,11 @@ class Frame:
         return cls.build(kind, notice, session=envelope.session, seq=envelope.seq)
 
     @classmethod
+    def closing(cls, reason: FedSeaError, session: bytes) -> Frame:
+        """Tells a client that its session is over; a client closes with `Nothing` instead."""
+        return cls.build(Kind.CLOSE, error_notice(reason), session=session)
+
+    @classmethod
     def read(cls, parts: Sequence[bytes]) -> Frame:
         """Read a frame off the wire; the body is read later, by `body`.
 
@@ -70,8 +75,8 @@ class Frame:
         return decode_body(expected, self.packed_body)
 
     def refusal(self) -> FedSeaError | None:
-        """The error this frame tells, if it is an error or busy frame."""
-        if self.envelope.kind is Kind.ERROR:
+        """The error this frame tells, if it is an error, busy or closing frame."""
+        if self.envelope.kind in (Kind.ERROR, Kind.CLOSE):
             return raised_from(self.body(ErrorNotice))
         if self.envelope.kind is Kind.BUSY:
             return raised_from(self.body(BusyNotice))
@@ -84,6 +89,4 @@ class Frame:
 
 def wire_bytes(parts: Sequence[bytes]) -> int:
     """Bytes of a multipart message on the wire, ZMTP's framing of each part included."""
-    return sum(
-        len(part) + (2 if len(part) <= _ZMTP_SHORT_BYTES else 9) for part in parts
-    )
+    return sum(len(part) + (2 if len(part) <= _ZMTP_SHORT_BYTES else 9) for part in parts)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import cache
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar, get_args
 
 import msgpack
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -33,31 +32,31 @@ MAX_NODES: Final = 1024
 MAX_SESSIONS_A_NODE: Final = 16_384
 MAX_MESSAGE_CHARS: Final = 500
 
-Positions = Annotated[int, Field(ge=0, le=MAX_POSITIONS)]
-Count = Annotated[int, Field(ge=0, le=2**53)]
-Blocks = Annotated[int, Field(ge=0, le=1024)]
-Hidden = Annotated[int, Field(ge=1, le=1 << 16)]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
-SessionId = Annotated[bytes, Field(min_length=SESSION_BYTES, max_length=SESSION_BYTES)]
-Milliseconds = Annotated[int, Field(ge=0, le=86_400_000)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Rate = Annotated[float, Field(ge=0.0, le=1e12)]
+Positions = Annotated[int, Field(strict=True, ge=0, le=MAX_POSITIONS)]
+Count = Annotated[int, Field(strict=True, ge=0, le=2**53)]
+Blocks = Annotated[int, Field(strict=True, ge=0, le=1024)]
+Hidden = Annotated[int, Field(strict=True, ge=1, le=1 << 16)]
+Digest = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
+SessionId = Annotated[bytes, Field(strict=True, min_length=SESSION_BYTES, max_length=SESSION_BYTES)]
+Milliseconds = Annotated[int, Field(strict=True, ge=0, le=86_400_000)]
+Share = Annotated[float, Field(strict=True, ge=0.0, le=1.0)]
+Rate = Annotated[float, Field(strict=True, ge=0.0, le=1e12)]
 
-_STRICT: Final = ConfigDict(extra="forbid", strict=True)
+# Strictness stands in the types above: on the whole body it would refuse the map that arrives.
+_BODY: Final = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=_BODY)
 class Open:
     """Client asks for a session of up to `max_positions` on a node of this fingerprint."""
 
     fingerprint: Digest
     max_positions: Positions
-    # Enums arrive as strings, which strict mode would refuse.
-    dtype: Annotated[WireDtype, Field(strict=False)]
+    dtype: WireDtype
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=_BODY)
 class Accept:
     """Node has reserved the KV; frames may hold up to `max_frame_positions`."""
 
@@ -66,14 +65,14 @@ class Accept:
     lease_ms: Milliseconds
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=_BODY)
 class BusyNotice:
     """No room now; ask again after `retry_after_ms`."""
 
     retry_after_ms: Milliseconds
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=_BODY)
 class Extend:
     """Make `cached` reach `cached + count` from the states in the payload.
 
@@ -82,11 +81,11 @@ class Extend:
     """
 
     cached: Positions
-    count: Annotated[int, Field(ge=1, le=MAX_POSITIONS)]
+    count: Annotated[int, Field(strict=True, ge=1, le=MAX_POSITIONS)]
     returned: Positions
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=_BODY)
 class Result:
     """The positions cached now, and in the payload the last `returned` outputs."""
 
@@ -94,27 +93,27 @@ class Result:
     returned: Positions
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=_BODY)
 class Rollback:
     """Forget every position from `cached` on; also its acknowledgement."""
 
     cached: Positions
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=_BODY)
 class Nothing:
     """The body of renew, renewed, close, leave and status frames."""
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=_BODY)
 class ErrorNotice:
     """A typed error: `code` names the class, `message` says what was expected and what came."""
 
-    code: Annotated[str, Field(max_length=64)]
-    message: Annotated[str, Field(max_length=MAX_MESSAGE_CHARS)]
+    code: Annotated[str, Field(strict=True, max_length=64)]
+    message: Annotated[str, Field(strict=True, max_length=MAX_MESSAGE_CHARS)]
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=_BODY)
 class Load:
     """What a node holds and does now. Rates are over the last heartbeat interval."""
 
@@ -127,7 +126,7 @@ class Load:
     peak_rss_bytes: Count = 0
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=_BODY)
 class Register:
     """A node offers a trunk. `sessions` lets a restarted broker rebuild its routes."""
 
@@ -140,7 +139,7 @@ class Register:
     sessions: Annotated[list[SessionId], Field(max_length=MAX_SESSIONS_A_NODE)]
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=_BODY)
 class Registered:
     """The broker's terms: send a heartbeat this often; silent for `timeout_ms` means dead."""
 
@@ -148,7 +147,7 @@ class Registered:
     timeout_ms: Milliseconds
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=_BODY)
 class NodeStatus:
     """One line of the status report."""
 
@@ -160,7 +159,7 @@ class NodeStatus:
     load: Load
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, config=_BODY)
 class StatusReport:
     """The broker's view of its nodes, sessions and traffic since it started."""
 
@@ -189,9 +188,9 @@ Body = (
 B = TypeVar("B", bound=Body)
 
 
-@cache
-def _reader(body: type[B]) -> TypeAdapter[B]:
-    return TypeAdapter(body)
+_READERS: Final[dict[type[Body], TypeAdapter[Any]]] = {
+    body: TypeAdapter(body) for body in get_args(Body)
+}
 
 
 def encode_body(body: Body) -> bytes:
@@ -209,7 +208,7 @@ def decode_body(body: type[B], part: bytes) -> B:
     """
     fields = _unpack_map(unpack(part, MAX_BODY_BYTES))
     try:
-        return _reader(body).validate_python(fields)
+        read: B = _READERS[body].validate_python(fields)
     except ValidationError as error:
         # Field names and rules only: the values stay out of messages and logs.
         wrong = "; ".join(
@@ -217,6 +216,7 @@ def decode_body(body: type[B], part: bytes) -> B:
             for item in error.errors(include_input=False, include_url=False)[:4]
         )
         raise MalformedFrame(f"{body.__name__} body: {wrong}"[:MAX_MESSAGE_CHARS]) from None
+    return read
 
 
 def _unpack_map(data: bytes) -> Mapping[str, Any]:
@@ -251,4 +251,3 @@ def raised_from(notice: ErrorNotice | BusyNotice) -> RemoteError:
     if isinstance(notice, BusyNotice):
         return Busy("no node has room now", notice.retry_after_ms / 1000)
     return error_from_wire(notice.code, notice.message)
-

@@ -22,15 +22,16 @@ from fedsea_mq.model.attention import Span
 from fedsea_mq.serving.scheduler import Scheduler
 
 R = TypeVar("R")
-Forward = Callable[[torch.Tensor, Sequence[Span]], torch.Tensor]
+# A packed `[total, ...]` input and its spans to one output a span.
+Forward = Callable[[torch.Tensor, Sequence[Span]], Sequence[torch.Tensor]]
 
 
 @dataclass(slots=True)
 class Work(Generic[R]):
     """One session's share of a step.
 
-    `inputs` builds the `[count, ...]` input and `finish` turns the `[count, hidden]` output into
-    the result; both run on the compute thread.
+    `inputs` builds the `[count, ...]` input and `finish` turns the forward pass's output for the
+    span into the result; both run on the compute thread.
     """
 
     span: Span
@@ -79,8 +80,8 @@ class Batcher:
         self._task.cancel()
         await asyncio.wait([self._task])
         self._task = None
-        for work in self._scheduler.next_step():
-            work.result.cancel()
+        while len(self._scheduler):
+            _give_up(self._scheduler.next_step())
 
     async def run(self, work: Work[R]) -> R:
         """Queue `work` and wait for its result.
@@ -103,9 +104,14 @@ class Batcher:
             step = [work for work in self._scheduler.next_step() if not work.result.done()]
             if not len(self._scheduler):
                 self._arrived.clear()
-            if step:
+            if not step:
+                continue
+            try:
                 outcomes = await loop.run_in_executor(self._executor, self._compute, step)
-                self._deliver(step, outcomes)
+            except asyncio.CancelledError:
+                _give_up(step)  # nobody will see what the thread still computes
+                raise
+            self._deliver(step, outcomes)
 
     def _compute(self, step: list[Work[Any]]) -> list[Any]:
         """One step, on the compute thread: results, or the exception of each work that failed."""
@@ -114,21 +120,24 @@ class Batcher:
             inputs = [_attempt(work.inputs) for work in step]
             sound = [i for i, value in enumerate(inputs) if not isinstance(value, Exception)]
             outcomes: list[Any] = list(inputs)
-            if sound:
-                packed = torch.cat([inputs[i] for i in sound])
-                outputs = _attempt(self._forward, packed, [step[i].span for i in sound])
-                if isinstance(outputs, Exception):
-                    rows: Sequence[Any] = [outputs] * len(sound)
-                else:
-                    rows = outputs.split([step[i].span.count for i in sound])
-                for i, row in zip(sound, rows, strict=True):
-                    bad = isinstance(row, Exception)
-                    outcomes[i] = row if bad else _attempt(step[i].finish, row)
+            for i, output in zip(sound, self._run_forward(step, inputs, sound), strict=True):
+                failed = isinstance(output, Exception)
+                outcomes[i] = output if failed else _attempt(step[i].finish, output)
         self.stats.steps += 1
         self.stats.sessions += len(step)
         self.stats.positions += sum(work.positions for work in step)
         self.stats.busy_s += time.perf_counter() - started
         return outcomes
+
+    def _run_forward(
+        self, step: list[Work[Any]], inputs: list[Any], sound: list[int]
+    ) -> Sequence[Any]:
+        """One output, or the exception, for each of the `sound` inputs."""
+        if not sound:
+            return []
+        packed = torch.cat([inputs[i] for i in sound])
+        outputs = _attempt(self._forward, packed, [step[i].span for i in sound])
+        return [outputs] * len(sound) if isinstance(outputs, Exception) else outputs
 
     @staticmethod
     def _deliver(step: list[Work[Any]], outcomes: list[Any]) -> None:
@@ -139,6 +148,12 @@ class Batcher:
                 work.result.set_exception(outcome)
             else:
                 work.result.set_result(outcome)
+
+
+def _give_up(step: list[Work[Any]]) -> None:
+    for work in step:
+        if not work.result.done():
+            work.result.set_exception(NotRunning("the compute loop was stopped"))
 
 
 def _attempt(call: Callable[..., Any], *arguments: Any) -> Any:

@@ -56,7 +56,7 @@ class Compute:
     body: Extend
     spec: PayloadSpec
     payload: Sequence[bytes]
-    max_positions: int
+    positions: TrunkPositions
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +81,10 @@ class TrunkSessions:
     """Every session of one trunk node, and what is left of its KV budget."""
 
     def __init__(self, terms: TrunkTerms) -> None:
-        self._terms = terms
+        self.terms = terms
         self._sessions: dict[bytes, _Session] = {}
         self.kv_free = terms.kv_positions
+        self.draining = False
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -123,22 +124,22 @@ class TrunkSessions:
             self._admit(asked)
             self._sessions[frame.envelope.session] = _Session(
                 asked,
-                PayloadSpec(asked.dtype, self._terms.hidden),
-                TrunkPositions(asked.max_positions, self._terms.max_frame_positions),
-                now + self._terms.lease_s,
+                PayloadSpec(asked.dtype, self.terms.hidden),
+                TrunkPositions(asked.max_positions, self.terms.max_frame_positions),
+                now + self.terms.lease_s,
             )
             self.kv_free -= asked.max_positions
         elif held.opened != asked:
             raise MalformedFrame("the session is open already, on other terms")
         terms = Accept(
-            node=self._terms.node,
-            max_frame_positions=self._terms.max_frame_positions,
-            lease_ms=round(self._terms.lease_s * 1000),
+            node=self.terms.node,
+            max_frame_positions=self.terms.max_frame_positions,
+            lease_ms=round(self.terms.lease_s * 1000),
         )
         return [self._reply(frame.envelope, Kind.ACCEPT, terms)]
 
     def _admit(self, asked: Open) -> None:
-        terms = self._terms
+        terms = self.terms
         if asked.fingerprint != terms.fingerprint:
             raise FingerprintMismatch(
                 f"the client holds {asked.fingerprint[:12]}, "
@@ -149,6 +150,8 @@ class TrunkSessions:
             raise LimitExceeded(
                 f"a session of {asked.max_positions} positions, this node holds 1 to {most}"
             )
+        if self.draining:
+            raise Busy(f"node {terms.node} takes no new sessions", terms.retry_after_s)
         if len(self._sessions) >= terms.max_sessions or asked.max_positions > self.kv_free:
             raise Busy(f"node {terms.node} has no room now", terms.retry_after_s)
 
@@ -158,10 +161,9 @@ class TrunkSessions:
         session.spec.check(frame.payload, body.count)
         match session.positions.receive(body, frame.payload):
             case Verdict.APPLY:
-                work = Compute(
-                    frame.envelope, body, session.spec, frame.payload, session.opened.max_positions
-                )
-                return [work]
+                return [
+                    Compute(frame.envelope, body, session.spec, frame.payload, session.positions)
+                ]
             case Verdict.REPLAY:
                 return [Reply(_readdress(session.positions.reply, frame.envelope))]
             case Verdict.IN_FLIGHT:
@@ -169,8 +171,7 @@ class TrunkSessions:
 
     def computed(self, work: Compute, payload: Sequence[bytes]) -> list[Action]:
         """The outputs of `work`, already encoded: the reply, unless the session is gone."""
-        session = self._sessions.get(work.envelope.session)
-        if session is None:
+        if not self._holds(work):
             return []
         body = Result(cached=work.body.cached + work.body.count, returned=work.body.returned)
         reply = Frame.build(
@@ -180,16 +181,20 @@ class TrunkSessions:
             seq=work.envelope.seq,
             payload=payload,
         ).parts()
-        session.positions.applied(reply)
+        work.positions.applied(reply)
         return [Reply(reply)]
 
     def failed(self, work: Compute, reason: str) -> list[Action]:
         """`work` was not computed: the client is told, and may send it again."""
-        session = self._sessions.get(work.envelope.session)
-        if session is None:
+        if not self._holds(work):
             return []
-        session.positions.failed()
+        work.positions.failed()
         return [Reply(Frame.error(StepFailed(reason), work.envelope).parts())]
+
+    def _holds(self, work: Compute) -> bool:
+        """Whether the session is still the one that the work began for: ids can be used again."""
+        session = self._sessions.get(work.envelope.session)
+        return session is not None and session.positions is work.positions
 
     def _roll_back(self, frame: Frame, now: float) -> list[Action]:
         session = self._find(frame.envelope, now)
@@ -210,7 +215,7 @@ class TrunkSessions:
         for session_id in [i for i, s in self._sessions.items() if s.lease_until <= now]:
             actions += self._close(session_id)
             gone = SessionUnknown("the session's lease ran out")
-            actions.append(Reply(Frame.error(gone, Envelope(Kind.CLOSE, session_id)).parts()))
+            actions.append(Reply(Frame.closing(gone, session_id).parts()))
         return actions
 
     def next_expiry(self) -> float:
@@ -221,13 +226,11 @@ class TrunkSessions:
         session = self._sessions.get(envelope.session)
         if session is None:
             raise SessionUnknown("no such session on this node")
-        session.lease_until = now + self._terms.lease_s
+        session.lease_until = now + self.terms.lease_s
         return session
 
     @staticmethod
-    def _reply(
-        envelope: Envelope, kind: Kind, body: Accept | Nothing | Rollback
-    ) -> Reply:
+    def _reply(envelope: Envelope, kind: Kind, body: Accept | Nothing | Rollback) -> Reply:
         frame = Frame.build(kind, body, session=envelope.session, seq=envelope.seq)
         return Reply(frame.parts())
 
@@ -236,5 +239,3 @@ def _readdress(reply: Parts, envelope: Envelope) -> Parts:
     """A stored reply under the sequence number of the request that asked for it again."""
     again = Envelope(Kind.RESULT, envelope.session, envelope.seq)
     return [again.encode(), *reply[1:]]
-
-

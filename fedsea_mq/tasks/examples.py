@@ -27,8 +27,9 @@ SUMMARISE: Final = "Summarise it in one sentence."
 
 
 class Task(StrEnum):
-    """The embedded tasks."""
+    """The embedded tasks; repeating is for training only, it teaches to copy."""
 
+    REPEAT = "repeat"
     UNDERSTANDING = "understanding"
     SUMMARY = "summary"
     CONVERSATION = "conversation"
@@ -80,6 +81,11 @@ def summary(story: Story) -> Example:
     return Example(Task.SUMMARY, (Turn(said, answer),))
 
 
+def repeat(story: Story) -> Example:
+    """The passage, word for word."""
+    return Example(Task.REPEAT, (Turn(f"{story.text}\nSay it again.", story.text),))
+
+
 def conversation(rng: random.Random, story: Story, turns: int) -> Example:
     """Questions that follow each other, by pronoun wherever the person is clear."""
     asked: set[str] = set()
@@ -97,14 +103,14 @@ def conversation(rng: random.Random, story: Story, turns: int) -> Example:
     return Example(Task.CONVERSATION, (first, *said[1:]))
 
 
-def examples(
-    task: Task, seed: int, count: int, *, held_out: bool = True
-) -> Iterator[Example]:
+def examples(task: Task, seed: int, count: int, *, held_out: bool = True) -> Iterator[Example]:
     """`count` examples of a task from the world of that seed, in evaluation's form."""
     world, rng = World(seed, held_out=held_out), random.Random(f"{task} {seed}")
     for _ in range(count):
         story = world.story()
         match task:
+            case Task.REPEAT:
+                yield repeat(story)
             case Task.UNDERSTANDING:
                 yield understanding(rng, story)
             case Task.SUMMARY:
@@ -113,13 +119,12 @@ def examples(
                 yield conversation(rng, story, turns=4)
 
 
-def _next_questions(
-    rng: random.Random, story: Story, last_named: Person | None
-) -> list[Question]:
+def _next_questions(rng: random.Random, story: Story, last_named: Person | None) -> list[Question]:
     """Stay with the person named last three times in four; otherwise move to another."""
-    if last_named is None or rng.random() < 0.25:
+    if last_named not in story.people or rng.random() < 0.25:
         person = rng.choice(story.people)
         return [*identifying(story), *about(person), *about_deed(story)]
+    assert last_named is not None
     deed = about_deed(story) if last_named is story.deed.actor else []
     return [*about(last_named), *deed]
 

@@ -114,11 +114,11 @@ def _of(
 
 _IN_STORY: Final[dict[Topic, Callable[[Story], list[str]]]] = {
     Topic.TRADE: lambda story: [p.work for p in story.people],
-    Topic.HOME: lambda story: [p.home for p in story.people],
+    Topic.HOME: lambda story: [p.home for p in story.named],
     Topic.PET: lambda story: [p.pet for p in story.people],
     Topic.COLOUR: lambda story: [p.colour for p in story.people],
     Topic.FOOD: lambda story: [p.food for p in story.people],
-    Topic.WHO: lambda story: [p.name for p in story.people],
+    Topic.WHO: lambda story: [p.name for p in story.named],
     Topic.THINGS: lambda story: [story.deed.things],
     Topic.COUNT: lambda story: [story.deed.count],
     Topic.SEASON: lambda story: [f"in {story.deed.season}"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -117,11 +118,17 @@ class Deed:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """Two or three people, one deed, and the passage that tells of them."""
+    """The people that a passage portrays, one deed, and the passage itself."""
 
     people: tuple[Person, ...]
     deed: Deed
     text: str
+
+    @property
+    def named(self) -> tuple[Person, ...]:
+        """Everyone that the passage names: with a single portrait, the stranger too."""
+        other = self.deed.other
+        return self.people if other in self.people else (*self.people, other)
 
 
 class World:
@@ -131,13 +138,17 @@ class World:
         self._rng = random.Random(f"world {seed} {held_out}")
         self._held_out = held_out
 
-    def story(self) -> Story:
-        """The next story."""
-        people = self._people(self._rng.choice((2, 3, 3)))
-        actor, other = self._rng.sample(people, 2)
+    def story(self, people: Sequence[int] = (2, 3, 3)) -> Story:
+        """The next story, portraying one of these numbers of people."""
+        count = self._rng.choice(people)
+        # A deed needs two; with one portrait the other is a stranger, known by name only.
+        drawn = self._people(max(2, count))
+        portrayed = drawn[:count]
+        actor = self._rng.choice(portrayed)
+        other = self._rng.choice([person for person in drawn if person is not actor])
         pick = self._rng.choice
         deed = Deed(actor, pick(VERBS), pick(COUNTS), pick(ITEMS), other, pick(SEASONS))
-        return Story(people, deed, _tell(self._rng, people, deed))
+        return Story(portrayed, deed, _tell(self._rng, portrayed, deed))
 
     def _people(self, count: int) -> tuple[Person, ...]:
         """People who share nothing, so that every question about them has one answer."""
@@ -157,10 +168,10 @@ class World:
             )
         )
 
-    def _distinct(self, count: int, draw: object) -> list[str]:
+    def _distinct(self, count: int, draw: Callable[[], str]) -> list[str]:
         found: list[str] = []
         while len(found) < count:
-            name = draw()  # type: ignore[operator]
+            name = draw()
             if name not in found and is_held_out(name) == self._held_out:
                 found.append(name)
         return found

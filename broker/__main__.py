@@ -1,0 +1,26 @@
+"""`python -m broker --config FILE`: a broker until SIGTERM."""
+
+from __future__ import annotations
+
+import sys
+
+from broker.server import Broker
+from fedsea_mq.entry import announce, run_process, settings_from_arguments, stop_asked
+from fedsea_mq.settings import Settings
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until asked to stop."""
+    async with Broker(settings.broker) as broker:
+        announce(ready="broker", clients=broker.clients, nodes=broker.nodes)
+        await stop_asked()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of the process."""
+    settings = settings_from_arguments("fedsea_mq broker", arguments)
+    return run_process(serve(settings), settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

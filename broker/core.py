@@ -1,0 +1,249 @@
+"""What the broker does with each message: messages and times in, messages out. No socket, no clock.
+
+It keeps nothing that nodes' registrations do not bring back: which node holds which session, and
+which client spoke for it last. A session id is 16 random bytes that only its client, its node and
+this broker know, so whoever presents it is its client, from whatever connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, Final
+
+from broker.registry import Registry
+from fedsea_mq.errors import (
+    Busy,
+    FedSeaError,
+    MalformedFrame,
+    NodeUnknown,
+    SessionLost,
+    SessionUnknown,
+)
+from fedsea_mq.protocol.envelope import Envelope, Kind
+from fedsea_mq.protocol.frames import MAX_PARTS, Frame
+from fedsea_mq.protocol.messages import (
+    Load,
+    Nothing,
+    Open,
+    Register,
+    Registered,
+    StatusReport,
+)
+
+Part = Any  # bytes, or a zero-copy frame of the socket library: only envelopes are ever read
+
+_NO_ENVELOPE: Final = Envelope(Kind.ERROR)
+_TO_SESSION: Final = frozenset({Kind.EXTEND, Kind.ROLLBACK, Kind.RENEW, Kind.CLOSE})
+_FROM_SESSION: Final = frozenset(
+    {Kind.ACCEPT, Kind.BUSY, Kind.RESULT, Kind.ROLLED_BACK, Kind.RENEWED, Kind.CLOSE, Kind.ERROR}
+)
+_REFUSALS: Final = frozenset({Kind.BUSY, Kind.ERROR})
+
+
+class Side(Enum):
+    """Which of the broker's two sockets."""
+
+    CLIENTS = auto()
+    NODES = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send `parts` to `peer`."""
+
+    side: Side
+    peer: bytes
+    parts: Sequence[Part]
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerTerms:
+    """The intervals that nodes are held to."""
+
+    heartbeat_ms: int
+    timeout_ms: int
+
+
+@dataclass(slots=True)
+class _Route:
+    node: bytes
+    client: bytes | None
+    accepted: bool
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the broker started."""
+
+    frames_relayed: int = 0
+    bytes_relayed: int = 0
+    errors: int = 0
+
+
+class BrokerCore:
+    """The whole state of a broker."""
+
+    def __init__(self, terms: BrokerTerms, started_at: float) -> None:
+        self._terms = terms
+        self._started_at = started_at
+        self._registry = Registry(terms.timeout_ms / 1000)
+        self._routes: dict[bytes, _Route] = {}
+        self.counters = Counters()
+
+    def from_client(self, peer: bytes, parts: Sequence[Part], now: float) -> list[Send]:
+        """Handle a client's message; every fault becomes a typed error back to it."""
+        envelope = _NO_ENVELOPE
+        try:
+            envelope = _envelope(parts)
+            return list(self._client_frame(peer, envelope, parts, now))
+        except FedSeaError as error:
+            self.counters.errors += not isinstance(error, Busy)
+            return [Send(Side.CLIENTS, peer, Frame.error(error, envelope).parts())]
+
+    def _client_frame(
+        self, peer: bytes, envelope: Envelope, parts: Sequence[Part], now: float
+    ) -> Iterator[Send]:
+        if envelope.kind is Kind.OPEN:
+            yield self._open(peer, envelope, parts, now)
+        elif envelope.kind in _TO_SESSION:
+            yield from self._to_node(peer, envelope, parts, now)
+        elif envelope.kind is Kind.STATUS:
+            yield Send(Side.CLIENTS, peer, self._status(envelope, now))
+        else:
+            raise MalformedFrame(f"a {envelope.kind.name} frame is not for a client to send")
+
+    def _open(self, peer: bytes, envelope: Envelope, parts: Sequence[Part], now: float) -> Send:
+        if not envelope.session:
+            raise MalformedFrame("an open frame without a session id")
+        route = self._routes.get(envelope.session)
+        if route is None:
+            asked = Frame(envelope, bytes(parts[1])).body(Open)
+            if not len(self._registry) and self._is_young(now):
+                raise Busy("no node has registered yet", self._terms.heartbeat_ms / 1000)
+            node = self._registry.place(asked)
+            route = self._routes[envelope.session] = _Route(node.peer, peer, accepted=False)
+        route.client = peer
+        return self._relay(Side.NODES, route.node, parts)
+
+    def _to_node(
+        self, peer: bytes, envelope: Envelope, parts: Sequence[Part], now: float
+    ) -> Iterator[Send]:
+        route = self._routes.get(envelope.session)
+        if route is not None:
+            route.client = peer
+            yield self._relay(Side.NODES, route.node, parts)
+            if envelope.kind is Kind.CLOSE:
+                del self._routes[envelope.session]
+        elif envelope.kind is not Kind.CLOSE:
+            if self._is_young(now):
+                # Nodes of a restarted broker have yet to say which sessions they hold.
+                raise Busy("nodes are still registering", self._terms.heartbeat_ms / 1000)
+            raise SessionUnknown("no node holds this session")
+
+    def _is_young(self, now: float) -> bool:
+        return now - self._started_at < self._terms.timeout_ms / 1000
+
+    def from_node(self, peer: bytes, parts: Sequence[Part], now: float) -> list[Send]:
+        """Handle a node's message; every fault becomes a typed error back to it."""
+        envelope = _NO_ENVELOPE
+        try:
+            envelope = _envelope(parts)
+            return list(self._node_frame(peer, envelope, parts, now))
+        except FedSeaError as error:
+            self.counters.errors += not isinstance(error, NodeUnknown)
+            return [Send(Side.NODES, peer, Frame.error(error, envelope).parts())]
+
+    def _node_frame(
+        self, peer: bytes, envelope: Envelope, parts: Sequence[Part], now: float
+    ) -> Iterator[Send]:
+        match envelope.kind:
+            case Kind.REGISTER:
+                yield from self._register(peer, envelope, parts, now)
+            case Kind.HEARTBEAT:
+                load = Frame(envelope, bytes(parts[1])).body(Load)
+                self._registry.heartbeat(peer, load, now)
+                echo = Frame.build(Kind.HEARTBEAT, Nothing(), seq=envelope.seq)
+                yield Send(Side.NODES, peer, echo.parts())
+            case Kind.LEAVE:
+                yield from self._lose_node(peer)
+            case kind if kind in _FROM_SESSION:
+                yield from self._to_client(peer, envelope, parts)
+            case kind:
+                raise MalformedFrame(f"a {kind.name} frame is not for a node to send")
+
+    def _register(
+        self, peer: bytes, envelope: Envelope, parts: Sequence[Part], now: float
+    ) -> Iterator[Send]:
+        offer = Frame(envelope, bytes(parts[1])).body(Register)
+        self._registry.register(peer, offer, now)
+        for session in offer.sessions:
+            known = self._routes.get(session)
+            client = known.client if known is not None else None
+            self._routes[session] = _Route(peer, client, accepted=True)
+        terms = Registered(self._terms.heartbeat_ms, self._terms.timeout_ms)
+        yield Send(Side.NODES, peer, Frame.build(Kind.REGISTERED, terms, seq=envelope.seq).parts())
+
+    def _to_client(self, peer: bytes, envelope: Envelope, parts: Sequence[Part]) -> Iterator[Send]:
+        route = self._routes.get(envelope.session)
+        if route is None or route.node != peer:
+            if envelope.kind not in (Kind.CLOSE, *_REFUSALS):
+                yield self._close_on_node(peer, envelope.session)
+            return
+        if route.client is not None:
+            yield self._relay(Side.CLIENTS, route.client, parts)
+        refused = envelope.kind in _REFUSALS and not route.accepted
+        if envelope.kind is Kind.CLOSE or refused:
+            del self._routes[envelope.session]
+        elif envelope.kind is Kind.ACCEPT:
+            route.accepted = True
+
+    def tick(self, now: float) -> list[Send]:
+        """Declare silent nodes dead; their clients are told."""
+        return [send for peer in self._registry.silent(now) for send in self._lose_node(peer)]
+
+    def undelivered(self, send: Send) -> list[Send]:
+        """The peer of `send` is gone, or so slow that its queue is full: let go of it."""
+        self.counters.errors += 1
+        if send.side is Side.NODES:
+            return self._lose_node(send.peer)
+        orphans = [i for i, route in self._routes.items() if route.client == send.peer]
+        return [self._close_on_node(self._routes.pop(i).node, i) for i in orphans]
+
+    def _lose_node(self, peer: bytes) -> list[Send]:
+        self._registry.drop(peer)
+        lost = [i for i, route in self._routes.items() if route.node == peer]
+        reason = SessionLost("the node that held the session is gone")
+        return [
+            Send(Side.CLIENTS, route.client, Frame.closing(reason, session).parts())
+            for session in lost
+            if (route := self._routes.pop(session)).client is not None
+        ]
+
+    def _relay(self, side: Side, peer: bytes, parts: Sequence[Part]) -> Send:
+        self.counters.frames_relayed += 1
+        self.counters.bytes_relayed += sum(len(part) for part in parts)
+        return Send(side, peer, parts)
+
+    @staticmethod
+    def _close_on_node(peer: bytes, session: bytes) -> Send:
+        parts = Frame.build(Kind.CLOSE, Nothing(), session=session).parts()
+        return Send(Side.NODES, peer, parts)
+
+    def _status(self, envelope: Envelope, now: float) -> list[bytes]:
+        report = StatusReport(
+            uptime_s=now - self._started_at,
+            sessions=len(self._routes),
+            frames_relayed=self.counters.frames_relayed,
+            bytes_relayed=self.counters.bytes_relayed,
+            errors=self.counters.errors,
+            nodes=self._registry.statuses(now),
+        )
+        return Frame.build(Kind.STATUS_REPORT, report, seq=envelope.seq).parts()
+
+
+def _envelope(parts: Sequence[Part]) -> Envelope:
+    if not 2 <= len(parts) <= MAX_PARTS:
+        raise MalformedFrame(f"frame of {len(parts)} parts, expected 2 to {MAX_PARTS}")
+    return Envelope.decode(bytes(parts[0]))

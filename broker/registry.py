@@ -1,0 +1,110 @@
+"""The trunk nodes that are alive, and which of them a new session goes to. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedsea_mq.errors import Busy, FingerprintMismatch, LimitExceeded, NodeUnknown
+from fedsea_mq.protocol.messages import (
+    MAX_NODES,
+    MAX_SESSIONS_A_NODE,
+    Load,
+    NodeStatus,
+    Open,
+    Register,
+)
+
+_RETRY_AFTER_S = 0.5
+
+
+@dataclass(slots=True)
+class Node:
+    """One registered trunk node. `peer` is its address on the broker's socket."""
+
+    peer: bytes
+    offer: Register
+    load: Load
+    heard_at: float
+    promised_positions: int = 0
+    """KV of sessions placed since the node last told its load."""
+
+    @property
+    def kv_free(self) -> int:
+        """KV positions that a new session can still have."""
+        return self.load.kv_positions_free - self.promised_positions
+
+
+class Registry:
+    """Every live node, by its address."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._nodes: dict[bytes, Node] = {}
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def register(self, peer: bytes, offer: Register, now: float) -> None:
+        """Add a node, or renew one that registers again.
+
+        Raises:
+            LimitExceeded: the broker holds as many nodes as it can.
+        """
+        if peer not in self._nodes and len(self._nodes) >= MAX_NODES:
+            raise LimitExceeded(f"{MAX_NODES} nodes are registered already")
+        self._nodes[peer] = Node(peer, offer, offer.load, now)
+
+    def heartbeat(self, peer: bytes, load: Load, now: float) -> None:
+        """Note that a node lives, and its load. Raises `NodeUnknown`."""
+        node = self._nodes.get(peer)
+        if node is None:
+            raise NodeUnknown("this broker does not know the node: register again")
+        node.load, node.heard_at, node.promised_positions = load, now, 0
+
+    def drop(self, peer: bytes) -> bool:
+        """Forget a node; whether it was known."""
+        return self._nodes.pop(peer, None) is not None
+
+    def silent(self, now: float) -> list[bytes]:
+        """The nodes not heard of for longer than the timeout."""
+        return [n.peer for n in self._nodes.values() if now - n.heard_at > self._timeout_s]
+
+    def place(self, asked: Open) -> Node:
+        """The node of the right fingerprint with most free KV, with room set aside on it.
+
+        Raises:
+            FingerprintMismatch: no node serves the client's model and cut.
+            Busy: all that serve it are full.
+        """
+        fits = [n for n in self._nodes.values() if n.offer.fingerprint == asked.fingerprint]
+        if not fits:
+            served = sorted({n.offer.fingerprint[:12] for n in self._nodes.values()})
+            raise FingerprintMismatch(
+                f"no node serves model and cut {asked.fingerprint[:12]}; "
+                f"served: {', '.join(served[:8]) or 'none'}"
+            )
+        best = max(fits, key=lambda node: node.kv_free)
+        # A session that no node could ever hold goes to one all the same, which says so.
+        can_ever = asked.max_positions <= max(n.load.kv_positions_total for n in fits)
+        full = best.kv_free < asked.max_positions or best.load.sessions >= MAX_SESSIONS_A_NODE
+        if can_ever and full:
+            raise Busy("all nodes are full", _RETRY_AFTER_S)
+        best.promised_positions += asked.max_positions
+        return best
+
+    def statuses(self, now: float) -> list[NodeStatus]:
+        """One line a node, by name."""
+        return sorted(
+            (
+                NodeStatus(
+                    name=node.offer.name,
+                    fingerprint=node.offer.fingerprint,
+                    head_blocks=node.offer.head_blocks,
+                    tail_blocks=node.offer.tail_blocks,
+                    silent_ms=max(0, round((now - node.heard_at) * 1000)),
+                    load=node.load,
+                )
+                for node in self._nodes.values()
+            ),
+            key=lambda status: status.name,
+        )

@@ -1,0 +1,99 @@
+"""What every process does at its edge: arguments, logging, signals. Library code never does."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from fedsea_mq.errors import FedSeaError
+from fedsea_mq.settings import LogSettings, Settings
+
+
+def settings_from_arguments(description: str, arguments: list[str] | None = None) -> Settings:
+    """Read `--config FILE` and any number of `--set section.key=value`; exits 2 on a bad one."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", type=Path, help="YAML file; see configs/")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a key"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        return Settings.load(given.config, given.set)
+    except FedSeaError as error:
+        parser.exit(2, f"{error}\n")
+
+
+def configure_logging(settings: LogSettings) -> None:
+    """Log to standard error, for people or as JSON lines."""
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if settings.format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[
+                structlog.stdlib.add_log_level,
+                structlog.stdlib.ExtraAdder(),
+                structlog.processors.TimeStamper(fmt="iso"),
+            ],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                renderer,
+            ],
+        )
+    )
+    logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
+    for noisy in ("httpx", "filelock", "urllib3", "asyncio"):
+        logging.getLogger(noisy).setLevel("WARNING")
+
+
+def run_process(main: Coroutine[Any, Any, None], settings: Settings) -> int:
+    """Configure logging and run `main` to its end; the exit status."""
+    configure_logging(settings.log)
+    status = 0
+    try:
+        asyncio.run(main)
+    except* FedSeaError as group:
+        for error in _leaves(group):
+            sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        status = 1
+    return status
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]
+
+
+def announce(**facts: object) -> None:
+    """One JSON line on standard output, for whoever started this process."""
+    sys.stdout.write(json.dumps(facts) + "\n")
+    sys.stdout.flush()
+
+
+async def stop_asked() -> None:
+    """Wait for SIGTERM or SIGINT, or for the parent that started this process to die."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    parent = os.getppid()
+    while not stop.is_set():
+        try:
+            await asyncio.wait_for(stop.wait(), 1.0)
+        except TimeoutError:
+            if "FEDSEA_CHILD" in os.environ and os.getppid() != parent:
+                return  # orphaned: a killed `fedsea up` must leave nothing behind

@@ -1,0 +1,18 @@
+"""The one thread on which a node computes, so that the event loop never does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+
+@asynccontextmanager
+async def compute_thread(name: str) -> AsyncIterator[Executor]:
+    """A thread of that name; on exit its last step is awaited off the loop."""
+    executor = ThreadPoolExecutor(1, thread_name_prefix=name)
+    try:
+        yield executor
+    finally:
+        await asyncio.get_running_loop().run_in_executor(None, executor.shutdown)

@@ -1,0 +1,206 @@
+"""One typed schema for every configuration file, environment and command line.
+
+A file is YAML; every key has a default, and every key can be overridden as `section.key=value`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedsea_mq.errors import ConfigError
+from fedsea_mq.privacy.scale import NoiseMode
+from fedsea_mq.protocol.messages import Name
+from fedsea_mq.protocol.payload import WireDtype
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Milliseconds = Annotated[int, Field(ge=10, le=86_400_000)]
+Endpoint = Annotated[str, Field(pattern=r"^(tcp|ipc)://.+$")]
+Megabytes = Annotated[int, Field(ge=1, le=1 << 20)]
+ComputeDtype = Literal["fp32", "bf16", "fp16"]
+
+
+_BOOL_TAG: Final = "tag:yaml.org,2002:bool"
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML with 1.2's booleans, so that `mode: off` is the word it says and not `false`."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - the shape that PyYAML's class expects
+        letter: [pair for pair in pairs if pair[0] != _BOOL_TAG]
+        for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Yaml.add_implicit_resolver(_BOOL_TAG, re.compile(r"^(true|false)$", re.IGNORECASE), list("tTfF"))
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(_Section):
+    """Which model, where it is cut, and how it is computed."""
+
+    path: str = Field("embedded", description="`embedded`, a folder, a shard folder or a hub id")
+    head_blocks: Annotated[int, Field(ge=0)] = Field(1, description="decoder blocks in the head")
+    tail_blocks: Annotated[int, Field(ge=0)] = Field(1, description="decoder blocks in the tail")
+    dtype: ComputeDtype = Field("fp32", description="compute dtype of this party's blocks")
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    threads: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="torch threads")
+
+
+class NoiseSettings(_Section):
+    """The Gaussian noise on states that leave the head."""
+
+    mode: NoiseMode = Field(NoiseMode.RELATIVE, description="what `scale` means; `off` for none")
+    scale: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        0.3, description="relative: times the head output's RMS; std; or the paper's mean_abs"
+    )
+
+
+class BrokerSettings(_Section):
+    """Where the broker listens, and when it takes a silent node for dead."""
+
+    clients: Endpoint = Field("tcp://127.0.0.1:7700", description="clients connect here")
+    nodes: Endpoint = Field("tcp://127.0.0.1:7701", description="trunk nodes connect here")
+    heartbeat_ms: Milliseconds = Field(1000, description="nodes must speak this often")
+    timeout_ms: Milliseconds = Field(5000, description="silent for longer means dead")
+    max_part_mb: Megabytes = Field(64, description="largest frame part accepted off the wire")
+    max_queued_frames: Annotated[int, Field(ge=16, le=1 << 20)] = Field(
+        4096, description="frames queued to one peer before it is cut as a slow consumer"
+    )
+
+    @model_validator(mode="after")
+    def _timeout_spans_heartbeats(self) -> Self:
+        if self.timeout_ms < 2 * self.heartbeat_ms:
+            raise ValueError("timeout_ms must be at least twice heartbeat_ms")
+        return self
+
+
+class TrunkSettings(_Section):
+    """What a trunk node offers and bounds."""
+
+    name: Name | None = Field(None, description="shown in status; drawn at random if absent")
+    nodes: Annotated[int, Field(ge=1, le=64)] = Field(1, description="nodes that `up` starts")
+    kv_memory_mb: Megabytes = Field(1024, description="budget for all sessions' KV cache")
+    max_sessions: Annotated[int, Field(ge=1, le=16_384)] = 1024
+    max_frame_positions: Annotated[int, Field(ge=1, le=1 << 16)] = Field(
+        512, description="positions of one frame; longer prompts come in chunks"
+    )
+    step_positions: Annotated[int, Field(ge=1, le=1 << 16)] = Field(
+        1024, description="positions computed in one step over all sessions"
+    )
+    lease_s: Seconds = Field(30.0, description="a session silent for longer is closed")
+    drain_s: Annotated[float, Field(ge=0, le=86_400)] = Field(
+        20.0, description="on SIGTERM, how long running sessions may take to end"
+    )
+
+
+class ClientSettings(_Section):
+    """How a client speaks to the broker."""
+
+    wire_dtype: WireDtype = Field(WireDtype.FP16, description="dtype of states on the wire")
+    request_timeout_s: Seconds = Field(5.0, description="unanswered for longer is sent again")
+    give_up_s: Seconds = Field(60.0, description="unanswered or busy for longer is an error")
+    step_positions: Annotated[int, Field(ge=1, le=1 << 16)] = Field(
+        1024, description="positions computed in one head or tail step over all sessions"
+    )
+
+
+class LogSettings(_Section):
+    """What the processes log, on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["console", "json"] = "console"
+
+
+class Settings(_Section):
+    """Everything. Each process reads the sections that it needs."""
+
+    model: ModelSettings = ModelSettings()
+    noise: NoiseSettings = NoiseSettings()
+    broker: BrokerSettings = BrokerSettings()
+    trunk: TrunkSettings = TrunkSettings()
+    client: ClientSettings = ClientSettings()
+    log: LogSettings = LogSettings()
+
+    @classmethod
+    def load(cls, file: Path | None = None, overrides: Sequence[str] = ()) -> Settings:
+        """Read a file and apply `section.key=value` overrides.
+
+        Raises:
+            ConfigError: names the file, the key and what was expected.
+        """
+        fields = _read(file) if file is not None else {}
+        source = str(file) if file is not None else "defaults"
+        for override in overrides:
+            source = _apply(fields, override, source)
+        return cls._validated(fields, source)
+
+    def replace(self, **sections: Mapping[str, Any]) -> Settings:
+        """A copy with some keys of some sections changed; checked like a file."""
+        fields = self.model_dump(mode="json")
+        for section, keys in sections.items():
+            fields[section] |= keys
+        return self._validated(fields, "settings")
+
+    @classmethod
+    def _validated(cls, fields: dict[str, Any], source: str) -> Settings:
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise ConfigError(f"{source}: {_explain(error)}") from None
+
+    def write(self, file: Path) -> None:
+        """Write every key as YAML that `load` reads back."""
+        file.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        fields = yaml.load(file.read_text(), _Yaml)  # noqa: S506 - a SafeLoader
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"{file}: not YAML{where}") from error
+    if fields is None:
+        return {}
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{file}: expected sections with keys, found {type(fields).__name__}")
+    return {key: dict(value) if isinstance(value, dict) else value for key, value in fields.items()}
+
+
+def _apply(fields: dict[str, Any], override: str, source: str) -> str:
+    path, equals, text = override.partition("=")
+    section, dot, key = path.partition(".")
+    if not equals or not dot:
+        raise ConfigError(f"override {override!r}: expected section.key=value")
+    try:
+        value = yaml.load(text, _Yaml)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {path}: the value is not YAML") from error
+    held = fields.setdefault(section, {})
+    if not isinstance(held, dict):
+        raise ConfigError(f"{source}: {section}: expected a section with keys")
+    held[key] = value
+    return f"{source} with overrides" if "overrides" not in source else source
+
+
+def _explain(error: ValidationError) -> str:
+    said = []
+    for item in error.errors(include_url=False):
+        key = ".".join(str(step) for step in item["loc"])
+        if item["type"] == "extra_forbidden":
+            said.append(f"unknown key {key}")
+        else:
+            found = "" if isinstance(item["input"], dict) else f", found {item['input']!r}"
+            said.append(f"{key}: {item['msg']}{found}")
+    return "; ".join(said)

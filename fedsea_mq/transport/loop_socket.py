@@ -1,0 +1,150 @@
+"""A ZeroMQ socket on the running event loop: drained in bursts, written without blocking.
+
+ZeroMQ's file descriptor is edge-triggered: it says "look", not "there is a message". So the socket
+is drained until empty at each look, and looked at again after each send, because a send may consume
+the edge. Draining was measured at twice the throughput of one awaited receive a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Self
+
+import zmq
+
+from fedsea_mq.errors import NotRunning, PeerUnreachable, SendQueueFull
+from fedsea_mq.protocol.frames import MAX_PARTS
+
+Part = Any  # bytes, or zmq.Frame where nothing is copied
+OnMessage = Callable[[list[Part]], None]
+
+# Messages taken before other tasks of the loop get their turn.
+_BURST: Final = 64
+# A ROUTER puts the peer's identity before the frame; one part more is read to see that it is there.
+_MAX_PARTS: Final = MAX_PARTS + 2
+_ZMTP_HEARTBEAT_MS: Final = 2000
+_ZMTP_TIMEOUT_MS: Final = 6000
+_LINGER_MS: Final = 250
+
+
+class LoopSocket:
+    """One socket; `on_message` is called with the parts of each message. Use with `async with`.
+
+    Args:
+        kind: `zmq.DEALER` or `zmq.ROUTER`.
+        max_part_bytes: a peer that sends a larger part is disconnected by ZeroMQ.
+        max_queued: messages queued to one peer; beyond it `send` raises.
+        copy: whether parts arrive as bytes; otherwise as `zmq.Frame`, for relaying untouched.
+    """
+
+    def __init__(
+        self, kind: int, on_message: OnMessage, *, max_part_bytes: int, max_queued: int, copy: bool
+    ) -> None:
+        self._kind = kind
+        self._on_message = on_message
+        self._max_part_bytes = max_part_bytes
+        self._max_queued = max_queued
+        self._copy = copy
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._socket: zmq.Socket[bytes] | None = None
+        self._looking = False
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._context = zmq.Context()
+        socket = self._context.socket(self._kind)
+        socket.set(zmq.LINGER, _LINGER_MS)
+        socket.set(zmq.MAXMSGSIZE, self._max_part_bytes)
+        socket.set(zmq.SNDHWM, self._max_queued)
+        socket.set(zmq.RCVHWM, self._max_queued)
+        socket.set(zmq.HEARTBEAT_IVL, _ZMTP_HEARTBEAT_MS)
+        socket.set(zmq.HEARTBEAT_TIMEOUT, _ZMTP_TIMEOUT_MS)
+        socket.set(zmq.RECONNECT_IVL, 100)
+        socket.set(zmq.RECONNECT_IVL_MAX, 2000)
+        if self._kind == zmq.ROUTER:
+            # Without it a message to a peer that is gone or full is dropped without a word.
+            socket.set(zmq.ROUTER_MANDATORY, 1)
+        self._socket = socket
+        self._loop.add_reader(_descriptor(socket), self._look)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._socket is not None
+        assert self._context is not None
+        socket, self._socket = self._socket, None
+        self._loop.remove_reader(_descriptor(socket))
+        socket.close()
+        # Waits for the linger time at most, so it must not hold the loop.
+        await self._loop.run_in_executor(None, self._context.term)
+
+    def bind(self, endpoint: str) -> str:
+        """Listen; returns the endpoint with the port that `tcp://host:*` was given.
+
+        Raises:
+            zmq.ZMQError: the endpoint is taken or not an endpoint of this machine.
+        """
+        socket = self._open_socket()
+        socket.bind(endpoint)
+        return str(socket.get_string(zmq.LAST_ENDPOINT)).rstrip("\0")
+
+    def connect(self, endpoint: str) -> None:
+        """Connect, now or whenever the peer appears."""
+        self._open_socket().connect(endpoint)
+
+    def send(self, parts: Sequence[Part]) -> None:
+        """Queue a message for sending.
+
+        Raises:
+            SendQueueFull: `max_queued` messages wait already.
+            PeerUnreachable: a ROUTER's peer is gone.
+        """
+        socket = self._open_socket()
+        try:
+            # pyzmq copies parts under 64 KiB all the same, which is faster for them.
+            socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
+        except zmq.Again as error:
+            raise SendQueueFull(f"{self._max_queued} frames wait for the peer already") from error
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EHOSTUNREACH:
+                raise PeerUnreachable("the peer is gone") from error
+            raise
+        self._look_soon()
+
+    def _open_socket(self) -> zmq.Socket[bytes]:
+        if self._socket is None:
+            raise NotRunning("the socket is not open")
+        return self._socket
+
+    def _look_soon(self) -> None:
+        if not self._looking:
+            self._looking = True
+            self._loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        self._looking = False
+        for _ in range(_BURST):
+            if self._socket is None:
+                return
+            try:
+                parts = self._receive(self._socket)
+            except zmq.Again:
+                return
+            try:
+                self._on_message(parts)
+            except BaseException:
+                self._look_soon()  # one message's fault must not strand those behind it
+                raise
+        self._look_soon()
+
+    def _receive(self, socket: zmq.Socket[bytes]) -> list[Part]:
+        parts: list[Part] = [socket.recv(zmq.NOBLOCK, copy=self._copy)]
+        while socket.get(zmq.RCVMORE):
+            part = socket.recv(zmq.NOBLOCK, copy=self._copy)
+            if len(parts) < _MAX_PARTS:
+                parts.append(part)
+        return parts
+
+
+def _descriptor(socket: zmq.Socket[bytes]) -> int:
+    return int(socket.get(zmq.FD))

@@ -1,0 +1,131 @@
+"""Requests over a link: paired with their replies, sent again on silence, patient with `busy`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+from fedsea_mq.errors import Busy, FedSeaError, PeerUnreachable, RemoteError, SendQueueFull
+from fedsea_mq.protocol.envelope import NO_SESSION, Kind
+from fedsea_mq.protocol.frames import Frame, Parts, wire_bytes
+from fedsea_mq.protocol.messages import Body
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes of one session on the wire, ZMTP framing included, re-sent frames too."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    round_trips: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """When an unanswered request is sent again, and when it is given up."""
+
+    resend_s: float
+    give_up_s: float
+
+
+@dataclass(slots=True)
+class _Pending:
+    session: bytes
+    reply: asyncio.Future[Frame] = field(default_factory=asyncio.Future)
+
+
+class Requests:
+    """The requests of one client over its link."""
+
+    def __init__(self, send: Callable[[Parts], None], patience: Patience) -> None:
+        self._send = send
+        self._patience = patience
+        self._numbers = count(1)
+        self._pending: dict[int, _Pending] = {}
+
+    async def ask(
+        self,
+        kind: Kind,
+        body: Body,
+        *,
+        session: bytes = NO_SESSION,
+        payload: Sequence[bytes] = (),
+        traffic: Traffic | None = None,
+    ) -> Frame:
+        """The reply to a request.
+
+        The same bytes, sequence number included, are sent again when nothing comes back: the trunk
+        recognises them, so they are never computed twice.
+
+        Raises:
+            PeerUnreachable: no answer within the time to give up.
+            Busy: still no room by then.
+            RemoteError: whatever the broker or the trunk refused the request with.
+        """
+        number = next(self._numbers)
+        parts = Frame.build(kind, body, session=session, seq=number, payload=payload).parts()
+        traffic = traffic if traffic is not None else Traffic()
+        give_up = asyncio.get_running_loop().time() + self._patience.give_up_s
+        while True:
+            try:
+                return await self._try(number, session, parts, traffic, give_up)
+            except Busy as busy:
+                if asyncio.get_running_loop().time() + busy.retry_after_s > give_up:
+                    raise
+                await asyncio.sleep(busy.retry_after_s)
+
+    async def _try(
+        self, number: int, session: bytes, parts: Parts, traffic: Traffic, give_up: float
+    ) -> Frame:
+        """Send until a frame comes back; a refusal is raised."""
+        pending = self._pending[number] = _Pending(session)
+        loop = asyncio.get_running_loop()
+        try:
+            while (left := give_up - loop.time()) > 0:
+                self._send_once(parts, traffic)
+                wait_s = min(left, self._patience.resend_s)
+                done, _ = await asyncio.wait([pending.reply], timeout=wait_s)
+                if done:
+                    reply = pending.reply.result()
+                    traffic.bytes_down += wire_bytes(reply.parts())
+                    traffic.round_trips += 1
+                    return reply
+            raise PeerUnreachable(f"no answer within {self._patience.give_up_s:g} s")
+        finally:
+            del self._pending[number]
+
+    def _send_once(self, parts: Parts, traffic: Traffic) -> None:
+        try:
+            self._send(parts)
+        except SendQueueFull:
+            return  # the broker is away and the queue holds older copies: ask again later
+        traffic.bytes_up += wire_bytes(parts)
+
+    def receive(self, frame: Frame) -> None:
+        """Give a frame to whoever waits for it; one that nobody waits for is an old duplicate."""
+        if frame.envelope.kind is Kind.CLOSE:
+            self._fail_session(frame)
+            return
+        pending = self._pending.get(frame.envelope.seq)
+        if pending is None or pending.reply.done() or pending.session != frame.envelope.session:
+            return
+        try:
+            refusal = frame.refusal()
+        except RemoteError as malformed:
+            refusal = malformed
+        if refusal is not None:
+            pending.reply.set_exception(refusal)
+        else:
+            pending.reply.set_result(frame)
+
+    def _fail_session(self, frame: Frame) -> None:
+        """The other side closed a session: what waits for it fails at once."""
+        try:
+            reason: FedSeaError | None = frame.refusal()
+        except RemoteError as malformed:
+            reason = malformed
+        for pending in self._pending.values():
+            if pending.session == frame.envelope.session and not pending.reply.done():
+                pending.reply.set_exception(reason or RemoteError("the session was closed"))

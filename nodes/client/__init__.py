@@ -1,0 +1,7 @@
+"""The client node: the text, the head, the noise, the tail and the sampling."""
+
+from nodes.client.conversation import Conversation
+from nodes.client.generation import Completion, Generation, Token
+from nodes.client.node import ClientNode
+
+__all__ = ["ClientNode", "Completion", "Conversation", "Generation", "Token"]

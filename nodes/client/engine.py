@@ -1,0 +1,136 @@
+"""The client's share of the model: head, noise and tail on one compute thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Final, Self
+
+import torch
+
+from fedsea_mq.errors import CheckpointError, NotRunning
+from fedsea_mq.model.attention import Span
+from fedsea_mq.model.checkpoint import Checkpoint
+from fedsea_mq.model.kv_cache import KVCache
+from fedsea_mq.model.partition import Cut
+from fedsea_mq.model.parts import Head, Tail, load_client, split_spans
+from fedsea_mq.privacy.noise import NoiseSource, typical_rms
+from fedsea_mq.privacy.scale import noise_std
+from fedsea_mq.protocol.payload import PayloadSpec
+from fedsea_mq.serving.batcher import Batcher
+from fedsea_mq.serving.compute_thread import compute_thread
+from fedsea_mq.settings import Settings
+
+# What the head's output is measured on for the relative noise scale: public, and always the same.
+_CALIBRATION_TEXT: Final = (
+    "The library opens at nine. Two farmers carried baskets of apples to the market, and the baker "
+    "sold bread and honey until noon. Last winter the river froze, so nobody could fish. "
+    "A doctor in the old town keeps a grey horse and writes letters to her sister every week."
+)
+_CALIBRATION_POSITIONS: Final = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What was read from the checkpoint, and the noise that follows from it."""
+
+    checkpoint: Checkpoint
+    fingerprint: str
+    head: Head
+    tail: Tail
+    head_rms: float
+    noise: NoiseSource
+    spec: PayloadSpec
+
+    @property
+    def max_positions(self) -> int:
+        """The model's own bound on a session."""
+        return int(self.checkpoint.config.max_position_embeddings)
+
+    @property
+    def vocab(self) -> int:
+        """Size of the vocabulary."""
+        return int(self.checkpoint.config.vocab_size)
+
+
+class ClientEngine:
+    """Loads on entry, off the loop; then batches the head and tail work of all sessions."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stack = AsyncExitStack()
+        self._loaded: Loaded | None = None
+        self.heads: Batcher
+        self.tails: Batcher
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        async with AsyncExitStack() as stack:
+            executor = await stack.enter_async_context(compute_thread("fedsea client compute"))
+            loaded = await loop.run_in_executor(executor, load, self._settings)
+            self.heads = await stack.enter_async_context(self._heads(loaded.head, executor))
+            self.tails = await stack.enter_async_context(self._tails(loaded.tail, executor))
+            self._loaded = loaded
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._loaded = None
+        await self._stack.__aexit__(None, None, None)
+
+    def _heads(self, head: Head, executor: Executor) -> Batcher:
+        def forward(ids: torch.Tensor, spans: Sequence[Span]) -> Sequence[torch.Tensor]:
+            return split_spans(head(ids, spans), spans)
+
+        return Batcher(forward, executor, self._settings.client.step_positions)
+
+    def _tails(self, tail: Tail, executor: Executor) -> Batcher:
+        def forward(states: torch.Tensor, spans: Sequence[Span]) -> Sequence[torch.Tensor]:
+            return tail.last_logits(states, spans).unbind()
+
+        return Batcher(forward, executor, self._settings.client.step_positions)
+
+    @property
+    def loaded(self) -> Loaded:
+        """Model, noise and wire contract. Raises `NotRunning` outside `async with`."""
+        if self._loaded is None:
+            raise NotRunning("the client node is not running")
+        return self._loaded
+
+    def new_caches(self, positions: int) -> tuple[KVCache, KVCache]:
+        """Empty head and tail caches for one session."""
+        loaded = self.loaded
+        return loaded.head.run.new_cache(positions), loaded.tail.run.new_cache(positions)
+
+
+def load(settings: Settings) -> Loaded:
+    """Read head and tail, measure the head's output, and set the noise from it."""
+    model = settings.model
+    cut = Cut(model.head_blocks, model.tail_blocks)
+    checkpoint = Checkpoint.open(model.path)
+    fingerprint = checkpoint.fingerprint(cut)
+    head, tail = load_client(checkpoint, cut, model.dtype, model.device)
+    rms = _head_rms(checkpoint, head, model.device)
+    std = noise_std(settings.noise.mode, settings.noise.scale, rms)
+    spec = PayloadSpec(settings.client.wire_dtype, checkpoint.hidden)
+    return Loaded(checkpoint, fingerprint, head, tail, rms, NoiseSource(std, fingerprint), spec)
+
+
+def _head_rms(checkpoint: Checkpoint, head: Head, device: str) -> float:
+    ids = _calibration_ids(checkpoint)
+    span = Span(head.run.new_cache(len(ids)), 0, len(ids))
+    with torch.inference_mode():
+        return typical_rms(head(torch.tensor(ids, device=device), [span]))
+
+
+def _calibration_ids(checkpoint: Checkpoint) -> list[int]:
+    try:
+        ids = checkpoint.tokenizer(_CALIBRATION_TEXT)["input_ids"]
+    except CheckpointError:
+        # A model without a tokenizer is driven by token ids: take some from all over.
+        vocab = int(checkpoint.config.vocab_size)
+        return list(range(0, vocab, max(1, vocab // _CALIBRATION_POSITIONS)))
+    return list(ids)[:_CALIBRATION_POSITIONS]

@@ -1,0 +1,187 @@
+"""The client node: everything that may see text, behind one async context manager."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from fedsea_mq.errors import CheckpointError, ContextOverflow, InvalidPrompt, NotRunning
+from fedsea_mq.log import get_logger
+from fedsea_mq.model.sampling import SamplingSettings
+from fedsea_mq.protocol.frames import Frame, Parts
+from fedsea_mq.serving.background import Background
+from fedsea_mq.settings import Settings
+from fedsea_mq.transport.link import BrokerLink
+from fedsea_mq.transport.requests import Patience, Requests
+from nodes.client.conversation import Conversation, Message
+from nodes.client.engine import ClientEngine, Loaded
+from nodes.client.generation import Generation, GenerationPlan, Token, decode
+from nodes.client.session import ClientSession
+
+_log = get_logger(__name__)
+_GREEDY = SamplingSettings()
+OnLogits = Callable[[torch.Tensor], None]
+
+
+class ClientNode:
+    """Head, noise, tail and sampling for any number of concurrent sessions.
+
+        async with ClientNode(settings) as client:
+            async for token in client.generate("Once"):
+                print(token.text, end="")
+
+    Raises on entry: `CheckpointError`, `UnsupportedModel` or `IllegalCut`, as the model says.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._engine = ClientEngine(settings)
+        self._stack = AsyncExitStack()
+        self._wires: _Wires | None = None
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._engine)
+            broker, client = self._settings.broker, self._settings.client
+            link = BrokerLink(
+                broker.clients, self._receive, max_part_bytes=broker.max_part_mb << 20
+            )
+            await stack.enter_async_context(link)
+            requests = Requests(link.send, Patience(client.request_timeout_s, client.give_up_s))
+            background = await stack.enter_async_context(Background())
+            self._wires = _Wires(requests, link.send, background)
+            self._stack = stack.pop_all()
+        _log.info("client ready", noise_std=round(self.noise_std, 6), wire=client.wire_dtype.value)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.__aexit__(None, None, None)
+        self._wires = None
+
+    def _receive(self, frame: Frame, _: int) -> None:
+        if self._wires is not None:
+            self._wires.requests.receive(frame)
+
+    @property
+    def model(self) -> Loaded:
+        """The client's parts of the model."""
+        return self._engine.loaded
+
+    @property
+    def noise_std(self) -> float:
+        """Standard deviation of the noise on each element of the states that leave the head."""
+        return self.model.noise.std
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer. Raises `CheckpointError` if it has none."""
+        return self.model.checkpoint.tokenizer
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        sampling: SamplingSettings = _GREEDY,
+        *,
+        on_logits: OnLogits | None = None,
+    ) -> Generation:
+        """Continue a text, or token ids.
+
+        `on_logits`, if given, sees the fp32 logits `[vocab]` of each step, on the compute thread.
+
+        Raises, when iterated:
+            InvalidPrompt: empty, or ids outside the vocabulary.
+            ContextOverflow: prompt and new tokens exceed the model's positions.
+            RemoteError: as the broker or the trunk says.
+        """
+        ids = self._encode(prompt) if isinstance(prompt, str) else list(prompt)
+        return self._generation(ids, self._plan(sampling, on_logits=on_logits))
+
+    def chat(self, messages: list[Message], sampling: SamplingSettings = _GREEDY) -> Generation:
+        """Answer chat messages (`role`, `content`) by the model's chat template."""
+        return self._generation(self._render(messages), self._plan(sampling, strip_start=True))
+
+    def conversation(
+        self, sampling: SamplingSettings = _GREEDY, max_positions: int | None = None
+    ) -> Conversation:
+        """A chat that keeps its session from turn to turn."""
+        positions = min(max_positions or self.model.max_positions, self.model.max_positions)
+        plan = self._plan(sampling, strip_start=True)
+        return Conversation(self.session, self._render, plan, positions)
+
+    def session(self, max_positions: int) -> ClientSession:
+        """A bare session, to advance token by token. Use with `async with`."""
+        if self._wires is None:
+            raise NotRunning("the client node is not running")
+        wires = self._wires
+        return ClientSession(
+            self._engine, wires.requests, wires.send, wires.background, max_positions
+        )
+
+    def _generation(self, prompt: list[int], plan: GenerationPlan) -> Generation:
+        async def steps(generation: Generation) -> AsyncIterator[Token]:
+            positions = self._positions(prompt, plan.sampling)
+            async with self.session(positions) as session:
+                async for token in decode(session, prompt, plan, generation):
+                    yield token
+
+        return Generation(steps)
+
+    def _positions(self, prompt: list[int], sampling: SamplingSettings) -> int:
+        if not prompt:
+            raise InvalidPrompt("the prompt is empty")
+        # The last token is sampled but never cached.
+        positions = len(prompt) + sampling.max_new_tokens - 1
+        if positions > self.model.max_positions:
+            raise ContextOverflow(
+                f"a prompt of {len(prompt)} tokens and {sampling.max_new_tokens} new ones, "
+                f"the model holds {self.model.max_positions} positions"
+            )
+        return positions
+
+    def _plan(
+        self,
+        sampling: SamplingSettings,
+        *,
+        strip_start: bool = False,
+        on_logits: OnLogits | None = None,
+    ) -> GenerationPlan:
+        try:
+            tokenizer: PreTrainedTokenizerBase | None = self.tokenizer
+        except CheckpointError:
+            tokenizer = None
+        return GenerationPlan(tokenizer, self._eos(tokenizer), sampling, strip_start, on_logits)
+
+    def _eos(self, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
+        said = self.model.checkpoint.eos_token_ids
+        if not said and tokenizer is not None and tokenizer.eos_token_id is not None:
+            return frozenset({int(tokenizer.eos_token_id)})
+        return said
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text)["input_ids"])
+
+    def _render(self, messages: list[Message]) -> list[int]:
+        tokenizer = self.tokenizer
+        if tokenizer.chat_template is None:
+            raise InvalidPrompt("the model has no chat template; use generate")
+        try:
+            ids = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        except Exception as error:  # templates raise whatever they like
+            raise InvalidPrompt("the chat template refuses these messages") from error
+        return list(ids)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wires:
+    """What exists only while the node runs."""
+
+    requests: Requests
+    send: Callable[[Parts], None]
+    background: Background

@@ -1,0 +1,242 @@
+"""One split session, seen from the client: its caches, what it sent, and how it comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Final, Self, TypeVar
+
+import torch
+
+from fedsea_mq.errors import (
+    ContextOverflow,
+    InvalidPrompt,
+    MalformedFrame,
+    NotRunning,
+    RemoteError,
+    SendQueueFull,
+    SessionLost,
+    SessionUnknown,
+)
+from fedsea_mq.model.attention import Span
+from fedsea_mq.model.wire_states import decode_states, encode_states
+from fedsea_mq.protocol.envelope import SESSION_BYTES, Kind
+from fedsea_mq.protocol.frames import Frame
+from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Open, Result, Rollback
+from fedsea_mq.protocol.positions import SentLog
+from fedsea_mq.serving.background import Background
+from fedsea_mq.serving.batcher import Work
+from fedsea_mq.transport.requests import Requests, Traffic
+from nodes.client.engine import ClientEngine
+
+T = TypeVar("T")
+_RECOVERIES: Final = 8
+
+
+class ClientSession:
+    """Up to `max_positions` positions cached on three parts. Use with `async with`.
+
+    One call at a time: `advance` and `roll_back` are steps of a single sequence.
+    """
+
+    def __init__(
+        self,
+        engine: ClientEngine,
+        requests: Requests,
+        send: Callable[[list[bytes]], None],
+        background: Background,
+        max_positions: int,
+    ) -> None:
+        self._engine = engine
+        self._requests = requests
+        self._send = send
+        self._background = background
+        self._max_positions = max_positions
+        self._loaded = engine.loaded
+        self._head_cache, self._tail_cache = engine.new_caches(max_positions)
+        self._log = SentLog(self._loaded.spec.part_sizes(1))
+        self._chain = self._loaded.noise.chain()
+        self._accept: Accept | None = None
+        self._id = b""
+        self._closed = False
+        self.cached = 0
+        self.recoveries = 0
+        self.traffic = Traffic()
+
+    def known(self, tokens: Sequence[int]) -> int:
+        """How many of `tokens`, from the first position on, are cached already."""
+        return min(self.cached, self._log.known(0, tokens))
+
+    @property
+    def node(self) -> str:
+        """The trunk node that holds the session."""
+        return self._terms.node
+
+    @property
+    def _terms(self) -> Accept:
+        if self._accept is None or self._closed:
+            raise NotRunning("the session is not open")
+        return self._accept
+
+    async def __aenter__(self) -> Self:
+        await self._open()
+        self._background.start(self._renew(), "fedsea lease")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        # Nothing is awaited here, so that a cancelled generation frees the trunk's KV at once.
+        self._closed = True
+        self._tell_closed()
+
+    def _tell_closed(self) -> None:
+        with suppress(SendQueueFull, NotRunning):  # then the lease frees it
+            self._send(Frame.build(Kind.CLOSE, Nothing(), session=self._id).parts())
+
+    async def _open(self) -> None:
+        """Open under a new id, so that nothing of an older session can be mistaken for this one."""
+        self._id = secrets.token_bytes(SESSION_BYTES)
+        asked = Open(
+            fingerprint=self._loaded.fingerprint,
+            max_positions=self._max_positions,
+            dtype=self._loaded.spec.dtype,
+        )
+        try:
+            reply = await self._requests.ask(Kind.OPEN, asked, session=self._id)
+        except BaseException:
+            self._tell_closed()
+            raise
+        self._accept = reply.body(Accept)
+
+    async def advance(self, tokens: Sequence[int], read: Callable[[torch.Tensor], T]) -> T:
+        """Cache `tokens` on all three parts and return `read(logits)` of the last one.
+
+        `read` runs on the compute thread with fp32 logits `[vocab]`. A lost node is replaced and
+        brought up to date with the very bytes that were sent before.
+
+        Raises:
+            InvalidPrompt: no tokens, or one outside the vocabulary.
+            ContextOverflow: more positions than the session was opened for.
+            RemoteError: the trunk refused, or no node could take the session over.
+        """
+        self._check(tokens)
+        chunk = self._terms.max_frame_positions
+        *early, last = [tokens[i : i + chunk] for i in range(0, len(tokens), chunk)]
+        for part in early:
+            await self._advance_chunk(part, _nothing)
+        return await self._advance_chunk(last, read)
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        if not tokens:
+            raise InvalidPrompt("no tokens to advance by")
+        vocab = self._loaded.vocab
+        if not all(0 <= token < vocab for token in tokens):
+            raise InvalidPrompt(f"a token id is outside the vocabulary of {vocab}")
+        if self.cached + len(tokens) > self._max_positions:
+            raise ContextOverflow(
+                f"{self.cached + len(tokens)} positions, the session was opened for "
+                f"{self._max_positions}"
+            )
+
+    async def _advance_chunk(self, tokens: Sequence[int], read: Callable[[torch.Tensor], T]) -> T:
+        payload = await self._run_head(tokens)
+        # The tail caches every position, so it needs every output; without blocks, only the last.
+        returned = len(tokens) if len(self._loaded.tail.run.layers) else 1
+        outputs = await self._run_trunk(len(tokens), returned, payload)
+        result = await self._run_tail(len(tokens), returned, outputs, read)
+        self.cached += len(tokens)
+        return result
+
+    async def _run_head(self, tokens: Sequence[int]) -> list[bytes]:
+        """Head, noise and encoding; what must be sent for these positions."""
+        loaded, start = self._loaded, self.cached
+        digests = self._chain.extend(start, tokens)
+
+        def finish(states: torch.Tensor) -> list[bytes]:
+            return encode_states(loaded.noise.add(states, digests), loaded.spec.dtype)
+
+        ids = torch.tensor(list(tokens), device=self._head_device)
+        work = Work(Span(self._head_cache, start, len(tokens)), lambda: ids, finish)
+        fresh = await self._engine.heads.run(work)
+        return self._log.record(start, tokens, fresh)
+
+    @property
+    def _head_device(self) -> str:
+        return self._loaded.head.run.kv_shape.device
+
+    async def _run_trunk(self, count: int, returned: int, payload: list[bytes]) -> list[bytes]:
+        for _ in range(_RECOVERIES):
+            try:
+                return await self._extend(self.cached, count, returned, payload)
+            except (SessionLost, SessionUnknown):
+                await self._recover()
+        raise SessionLost(f"the session was lost {_RECOVERIES} times in one step")
+
+    async def _extend(
+        self, cached: int, count: int, returned: int, payload: list[bytes]
+    ) -> list[bytes]:
+        reply = await self._requests.ask(
+            Kind.EXTEND,
+            Extend(cached=cached, count=count, returned=returned),
+            session=self._id,
+            payload=payload,
+            traffic=self.traffic,
+        )
+        if reply.envelope.kind is not Kind.RESULT:
+            raise MalformedFrame(f"a {reply.envelope.kind.name} frame in reply to an extend")
+        result = reply.body(Result)
+        if (result.cached, result.returned) != (cached + count, returned):
+            raise MalformedFrame(
+                f"result of {result.returned} outputs up to {result.cached}, "
+                f"expected {returned} up to {cached + count}"
+            )
+        self._loaded.spec.check(reply.payload, returned)
+        return list(reply.payload)
+
+    async def _recover(self) -> None:
+        """Take the session to a node that is alive, by replaying the bytes already sent."""
+        self.recoveries += 1
+        await self._open()
+        done = 0
+        while done < self.cached:
+            count = min(self._terms.max_frame_positions, self.cached - done)
+            await self._extend(done, count, 0, self._log.payload(done, count))
+            done += count
+
+    async def _run_tail(
+        self, count: int, returned: int, outputs: list[bytes], read: Callable[[torch.Tensor], T]
+    ) -> T:
+        run = self._loaded.tail.run
+
+        def inputs() -> torch.Tensor:
+            states = decode_states(outputs, returned, self._loaded.spec, run.kv_shape.dtype)
+            return states.to(run.kv_shape.device)
+
+        start = self.cached + count - returned
+        work = Work(Span(self._tail_cache, start, returned), inputs, read)
+        return await self._engine.tails.run(work)
+
+    async def roll_back(self, cached: int) -> None:
+        """Forget every position from `cached` on, on all three parts."""
+        if cached >= self.cached:
+            return
+        ask = partial(self._requests.ask, traffic=self.traffic)
+        # A node that lost the session is replayed only what is kept.
+        with suppress(SessionLost, SessionUnknown):
+            await ask(Kind.ROLLBACK, Rollback(cached=cached), session=self._id)
+        self.cached = cached
+
+    async def _renew(self) -> None:
+        """Keep the lease of a session that nobody advances for a while."""
+        while not self._closed:
+            await asyncio.sleep(self._terms.lease_ms / 3000)
+            if self._closed:
+                return
+            with suppress(RemoteError):  # a lost session comes back when it is next advanced
+                await self._requests.ask(Kind.RENEW, Nothing(), session=self._id)
+
+
+def _nothing(_: torch.Tensor) -> None:
+    return None

@@ -1,0 +1,33 @@
+"""`python -m nodes.trunk --config FILE`: a trunk node until SIGTERM, which drains it."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from fedsea_mq.entry import announce, run_process, settings_from_arguments, stop_asked
+from fedsea_mq.serving.memory import peak_rss_bytes
+from fedsea_mq.settings import Settings
+from nodes.trunk.node import TrunkNode
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until asked to stop, then let running sessions end."""
+    torch.set_num_threads(settings.model.threads)
+    baseline = peak_rss_bytes()
+    async with TrunkNode(settings) as node:
+        await node.registered()
+        announce(ready="trunk", node=node.name, baseline_rss=baseline, **node.tensor_bytes)
+        await stop_asked()
+        await node.drain()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of the process."""
+    settings = settings_from_arguments("fedsea_mq trunk node", arguments)
+    return run_process(serve(settings), settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,298 @@
+"""The trunk node: sockets, compute thread and clock around the pure session rules."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Self
+
+import torch
+
+from fedsea_mq.errors import FedSeaError, NotRunning, SendQueueFull
+from fedsea_mq.log import get_logger
+from fedsea_mq.model.attention import Span
+from fedsea_mq.model.checkpoint import Checkpoint
+from fedsea_mq.model.kv_cache import KVCache
+from fedsea_mq.model.partition import Cut
+from fedsea_mq.model.parts import BlockRun, load_trunk, split_spans
+from fedsea_mq.model.wire_states import decode_states, encode_states
+from fedsea_mq.protocol.frames import Frame
+from fedsea_mq.protocol.messages import Load, Register
+from fedsea_mq.protocol.payload import WireDtype
+from fedsea_mq.serving.background import Background
+from fedsea_mq.serving.batcher import Batcher, StepStats, Work
+from fedsea_mq.serving.compute_thread import compute_thread
+from fedsea_mq.serving.memory import peak_rss_bytes
+from fedsea_mq.serving.trunk_sessions import (
+    Action,
+    Compute,
+    Release,
+    Reply,
+    TrunkSessions,
+    TrunkTerms,
+)
+from fedsea_mq.settings import Settings
+from fedsea_mq.transport.link import BrokerLink
+from nodes.trunk.membership import Membership
+
+_log = get_logger(__name__)
+_EXPIRY_CHECK_S = 0.5
+
+
+class TrunkNode:
+    """Serves the model's middle blocks while inside `async with`.
+
+    Raises on entry: `CheckpointError`, `UnsupportedModel` or `IllegalCut`, as the model says.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.name = settings.trunk.name or f"trunk-{secrets.token_hex(3)}"
+        self._stack = AsyncExitStack()
+        self._caches: dict[bytes, KVCache] = {}
+        self._empty = asyncio.Event()
+        self._parts: _Parts | None = None
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        async with AsyncExitStack() as stack:
+            executor = await stack.enter_async_context(compute_thread(f"{self.name} compute"))
+            run, offer = await loop.run_in_executor(executor, self._load)
+            batcher = Batcher(
+                lambda hidden, spans: split_spans(run(hidden, spans), spans),
+                executor,
+                self._settings.trunk.step_positions,
+            )
+            await stack.enter_async_context(batcher)
+            link = BrokerLink(
+                self._settings.broker.nodes,
+                self._receive,
+                max_part_bytes=self._settings.broker.max_part_mb << 20,
+            )
+            await stack.enter_async_context(link)
+            background = await stack.enter_async_context(Background())
+            membership = Membership(link.send, self._offer, self._load_now)
+            stack.callback(membership.leave)
+            self._parts = _Parts(
+                run,
+                offer,
+                TrunkSessions(self._terms(run, offer)),
+                batcher,
+                link,
+                background,
+                membership,
+                _Meter(batcher.stats, time.monotonic()),
+            )
+            background.start(membership.run(), f"{self.name} membership")
+            background.start(self._expire(), f"{self.name} leases")
+            self._stack = stack.pop_all()
+        _log.info("trunk ready", node=self.name, blocks=str(run.kv_shape.blocks))
+        return self
+
+    async def __aexit__(self, *reason: object) -> None:
+        await self._stack.__aexit__(None, None, None)
+        self._parts = None
+        self._caches.clear()
+
+    async def registered(self) -> None:
+        """Wait until the broker knows this node."""
+        await self._running.membership.registered.wait()
+
+    async def drain(self) -> None:
+        """Take no new sessions and wait for the running ones, at most `trunk.drain_s`."""
+        sessions = self._running.sessions
+        sessions.draining = True
+        _log.info("draining", node=self.name, sessions=len(sessions))
+        if len(sessions):
+            self._empty.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), self._settings.trunk.drain_s)
+
+    @property
+    def tensor_bytes(self) -> dict[str, int]:
+        """Bytes of the weights that this node holds, in its compute dtype."""
+        return {"tensor_bytes": sum(p.nbytes for p in self._running.run.parameters())}
+
+    @property
+    def sessions(self) -> int:
+        """Sessions held now."""
+        return len(self._running.sessions)
+
+    @property
+    def kv_positions_free(self) -> int:
+        """KV positions that no session has reserved."""
+        return self._running.sessions.kv_free
+
+    @property
+    def _running(self) -> _Parts:
+        if self._parts is None:
+            raise NotRunning(f"trunk node {self.name} is not running")
+        return self._parts
+
+    def _load(self) -> tuple[BlockRun, _Offer]:
+        model = self._settings.model
+        cut = Cut(model.head_blocks, model.tail_blocks)
+        checkpoint = Checkpoint.open(model.path)
+        run = load_trunk(checkpoint, cut, model.dtype, model.device)
+        offer = _Offer(
+            checkpoint.fingerprint(cut),
+            cut,
+            checkpoint.hidden,
+            int(checkpoint.config.max_position_embeddings),
+        )
+        return run, offer
+
+    def _terms(self, run: BlockRun, offer: _Offer) -> TrunkTerms:
+        trunk = self._settings.trunk
+        positions = (trunk.kv_memory_mb << 20) // run.kv_shape.bytes_per_position
+        return TrunkTerms(
+            node=self.name,
+            fingerprint=offer.fingerprint,
+            hidden=offer.hidden,
+            kv_positions=positions,
+            max_session_positions=min(positions, offer.max_positions),
+            max_sessions=trunk.max_sessions,
+            max_frame_positions=trunk.max_frame_positions,
+            lease_s=trunk.lease_s,
+        )
+
+    def _receive(self, frame: Frame, _: int) -> None:
+        parts = self._running
+        if not frame.envelope.session:
+            try:
+                parts.membership.receive(frame)
+            except FedSeaError as error:
+                _log.warning("frame refused", reason=str(error))
+            return
+        self._act(parts.sessions.receive(frame, time.monotonic()))
+
+    def _act(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case Reply(reply):
+                    self._send(reply)
+                case Compute():
+                    self._running.background.start(self._compute(action), "fedsea step")
+                case Release(session):
+                    self._caches.pop(session, None)
+                    if not len(self._running.sessions):
+                        self._empty.set()
+
+    def _send(self, reply: list[bytes]) -> None:
+        try:
+            self._running.link.send(reply)
+        except SendQueueFull as error:
+            # The broker is away; the client asks again and gets the stored reply.
+            _log.warning("reply not sent", reason=str(error))
+
+    async def _compute(self, work: Compute) -> None:
+        parts = self._running
+        try:
+            payload = await parts.batcher.run(self._step(work))
+        except NotRunning:
+            return
+        except Exception as error:  # noqa: BLE001 - one session's fault; the class says enough
+            _log.error("step failed", node=self.name, error=type(error).__name__)
+            self._act(parts.sessions.failed(work, f"compute failed: {type(error).__name__}"))
+            return
+        self._act(parts.sessions.computed(work, payload))
+
+    def _step(self, work: Compute) -> Work[list[bytes]]:
+        run, body = self._running.run, work.body
+        session = work.envelope.session
+        cache = self._caches.get(session)
+        if cache is None:
+            cache = self._caches[session] = run.new_cache(work.positions.max_positions)
+        dtype, device = run.kv_shape.dtype, run.kv_shape.device
+
+        def inputs() -> torch.Tensor:
+            return decode_states(work.payload, body.count, work.spec, dtype).to(device)
+
+        return Work(
+            Span(cache, body.cached, body.count),
+            inputs,
+            partial(_encode_last, returned=body.returned, dtype=work.spec.dtype),
+        )
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(_EXPIRY_CHECK_S)
+            actions = self._running.sessions.expire(time.monotonic())
+            if actions:
+                _log.info("leases ran out", node=self.name, sessions=len(actions) // 2)
+            self._act(actions)
+
+    def _offer(self) -> Register:
+        parts = self._running
+        return Register(
+            name=self.name,
+            fingerprint=parts.offer.fingerprint,
+            head_blocks=parts.offer.cut.head_blocks,
+            tail_blocks=parts.offer.cut.tail_blocks,
+            hidden=parts.offer.hidden,
+            load=self._load_now(),
+            sessions=parts.sessions.ids,
+        )
+
+    def _load_now(self) -> Load:
+        parts = self._running
+        terms = parts.sessions.terms
+        return Load(
+            kv_positions_free=0 if parts.sessions.draining else parts.sessions.kv_free,
+            kv_positions_total=terms.kv_positions,
+            sessions=len(parts.sessions),
+            peak_rss_bytes=peak_rss_bytes(),
+            **parts.meter.rates(time.monotonic()),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """What the checkpoint says of the trunk."""
+
+    fingerprint: str
+    cut: Cut
+    hidden: int
+    max_positions: int
+
+
+class _Meter:
+    """Rates since it was last read, from a batcher's running totals."""
+
+    def __init__(self, stats: StepStats, now: float) -> None:
+        self._stats = stats
+        self._before = (now, 0, 0, 0, 0.0)
+
+    def rates(self, now: float) -> dict[str, float]:
+        stats, (then, steps, sessions, positions, busy_s) = self._stats, self._before
+        self._before = (now, stats.steps, stats.sessions, stats.positions, stats.busy_s)
+        seconds, new_steps = max(now - then, 1e-9), stats.steps - steps
+        return {
+            "positions_per_s": (stats.positions - positions) / seconds,
+            "mean_batch": (stats.sessions - sessions) / new_steps if new_steps else 0.0,
+            "busy_share": min(1.0, (stats.busy_s - busy_s) / seconds),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What exists only while the node runs."""
+
+    run: BlockRun
+    offer: _Offer
+    sessions: TrunkSessions
+    batcher: Batcher
+    link: BrokerLink
+    background: Background
+    membership: Membership
+    meter: _Meter
+
+
+def _encode_last(output: torch.Tensor, *, returned: int, dtype: WireDtype) -> list[bytes]:
+    """The last `returned` rows of a step's output, as the session's payload."""
+    return encode_states(output[output.shape[0] - returned :], dtype)
