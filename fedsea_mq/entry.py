@@ -66,15 +66,16 @@ def run_process(main: Coroutine[Any, Any, None], settings: Settings) -> int:
     try:
         asyncio.run(main)
     except* FedSeaError as group:
-        for error in _leaves(group):
+        for error in leaves(group):
             sys.stderr.write(f"{type(error).__name__}: {error}\n")
         status = 1
     return status
 
 
-def _leaves(error: BaseException) -> list[BaseException]:
+def leaves(error: BaseException) -> list[BaseException]:
+    """The single exceptions that an exception or a nest of groups is made of."""
     if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
     return [error]
 
 

@@ -155,7 +155,7 @@ class Settings(_Section):
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
-            raise ConfigError(f"{source}: {_explain(error)}") from None
+            raise ConfigError(f"{source}: {explain(error)}") from None
 
     def write(self, file: Path) -> None:
         """Write every key as YAML that `load` reads back."""
@@ -194,7 +194,8 @@ def _apply(fields: dict[str, Any], override: str, source: str) -> str:
     return f"{source} with overrides" if "overrides" not in source else source
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
+    """Which keys are wrong, what was expected and what came."""
     said = []
     for item in error.errors(include_url=False):
         key = ".".join(str(step) for step in item["loc"])

@@ -188,9 +188,7 @@ Body = (
 B = TypeVar("B", bound=Body)
 
 
-_READERS: Final[dict[type[Body], TypeAdapter[Any]]] = {
-    body: TypeAdapter(body) for body in get_args(Body)
-}
+_READERS: Final[dict[Any, TypeAdapter[Any]]] = {body: TypeAdapter(body) for body in get_args(Body)}
 
 
 def encode_body(body: Body) -> bytes:

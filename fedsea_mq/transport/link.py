@@ -25,7 +25,7 @@ class BrokerLink:
     def __init__(
         self,
         endpoint: str,
-        on_frame: Callable[[Frame, int], None],
+        on_frame: Callable[[Frame], None],
         *,
         max_part_bytes: int,
         max_queued: int = 4096,
@@ -59,4 +59,4 @@ class BrokerLink:
             # Only the broker can write to this link; sizes and versions are safe to log.
             _log.warning("frame refused", reason=str(error))
             return
-        self._on_frame(frame, sum(len(part) for part in parts))
+        self._on_frame(frame)

@@ -51,6 +51,12 @@ class Loaded:
         return int(self.checkpoint.config.max_position_embeddings)
 
     @property
+    def tensor_bytes(self) -> int:
+        """Bytes of the weights that the client holds, in its compute dtype; a tied one once."""
+        weights = {id(p): p for part in (self.head, self.tail) for p in part.parameters()}
+        return sum(p.nbytes for p in weights.values())
+
+    @property
     def vocab(self) -> int:
         """Size of the vocabulary."""
         return int(self.checkpoint.config.vocab_size)

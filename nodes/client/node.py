@@ -63,7 +63,7 @@ class ClientNode:
         await self._stack.__aexit__(None, None, None)
         self._wires = None
 
-    def _receive(self, frame: Frame, _: int) -> None:
+    def _receive(self, frame: Frame) -> None:
         if self._wires is not None:
             self._wires.requests.receive(frame)
 

@@ -18,9 +18,15 @@ async def serve(settings: Settings) -> None:
     baseline = peak_rss_bytes()
     async with TrunkNode(settings) as node:
         await node.registered()
-        announce(ready="trunk", node=node.name, baseline_rss=baseline, **node.tensor_bytes)
+        announce(
+            ready="trunk",
+            node=node.name,
+            baseline_rss=baseline,
+            tensor_bytes=node.tensor_bytes,
+        )
         await stop_asked()
         await node.drain()
+    announce(peak_rss=peak_rss_bytes())
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -114,9 +114,9 @@ class TrunkNode:
                 await asyncio.wait_for(self._empty.wait(), self._settings.trunk.drain_s)
 
     @property
-    def tensor_bytes(self) -> dict[str, int]:
+    def tensor_bytes(self) -> int:
         """Bytes of the weights that this node holds, in its compute dtype."""
-        return {"tensor_bytes": sum(p.nbytes for p in self._running.run.parameters())}
+        return sum(p.nbytes for p in self._running.run.parameters())
 
     @property
     def sessions(self) -> int:
@@ -161,7 +161,7 @@ class TrunkNode:
             lease_s=trunk.lease_s,
         )
 
-    def _receive(self, frame: Frame, _: int) -> None:
+    def _receive(self, frame: Frame) -> None:
         parts = self._running
         if not frame.envelope.session:
             try:

@@ -1,0 +1,367 @@
+"""The `fedsea` command: parse, build, run. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from fedsea_mq import __version__
+from fedsea_mq.cli import options
+from fedsea_mq.cli.output import console, print_json, print_table, progress_console
+from fedsea_mq.entry import leaves
+from fedsea_mq.errors import ConfigError, FedSeaError
+from fedsea_mq.settings import Settings, explain
+
+app = typer.Typer(
+    name="fedsea",
+    help="Private split-LLM inference: the text stays here, a shared trunk does the work.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+Count = Annotated[int, typer.Option("--n", min=1, help="Examples of each task.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    config: options.Config = None, set_: options.Overrides = None, as_json: options.AsJson = False
+) -> None:
+    """Start a broker, two trunk nodes and three clients, and stream their answers."""
+    from fedsea_mq.cli.demo import demo as run
+
+    _run(
+        run(
+            Settings.load(config, ["trunk.nodes=2", "log.level=warning", *(set_ or [])]),
+            as_json=as_json,
+        )
+    )
+
+
+@app.command()
+def up(config: options.Config = None, set_: options.Overrides = None) -> None:
+    """Start a broker and its trunk nodes from one configuration file, until Ctrl-C."""
+    from fedsea_mq.cli.serve import up as run
+
+    _run(run(Settings.load(config, set_ or [])))
+
+
+@app.command()
+def broker(config: options.Config = None, set_: options.Overrides = None) -> None:
+    """Run a broker in this process. The same as `python -m broker`."""
+    from broker.__main__ import main as run
+
+    sys.exit(run(_arguments(config, set_)))
+
+
+@app.command()
+def trunk(config: options.Config = None, set_: options.Overrides = None) -> None:
+    """Run a trunk node in this process. The same as `python -m nodes.trunk`."""
+    from nodes.trunk.__main__ import main as run
+
+    sys.exit(run(_arguments(config, set_)))
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The text to continue, or `-` for standard input.")],
+    config: options.Config = None,
+    set_: options.Overrides = None,
+    as_json: options.AsJson = False,
+    as_chat: Annotated[bool, typer.Option("--chat", help="Ask as a chat message.")] = False,
+    max_new_tokens: options.MaxNewTokens = 128,
+    temperature: options.Temperature = 0.0,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+) -> None:
+    """Continue a text on a running system; tokens appear as they come."""
+    from fedsea_mq.cli.talk import generate as run
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    sampling = _sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
+    _run(run(_quiet(config, set_), text, sampling, as_chat=as_chat, as_json=as_json))
+
+
+@app.command()
+def chat(
+    config: options.Config = None,
+    set_: options.Overrides = None,
+    max_new_tokens: options.MaxNewTokens = 128,
+    temperature: options.Temperature = 0.0,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
+    seed: options.Seed = None,
+) -> None:
+    """Talk with the model on a running system."""
+    from fedsea_mq.cli.talk import chat as run
+
+    sampling = _sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    _run(run(_quiet(config, set_), sampling))
+
+
+@app.command()
+def shard(
+    model: Annotated[str, typer.Option(help="`embedded`, a folder or a hub id.")],
+    out: Annotated[Path, typer.Option(help="Folder to write head, trunk and tail into.")],
+    head: Annotated[int, typer.Option(min=0, help="Decoder blocks in the head.")] = 1,
+    tail: Annotated[int, typer.Option(min=0, help="Decoder blocks in the tail.")] = 1,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write a model as three folders that can be handed out separately."""
+    from fedsea_mq.cli.shard import shard as run
+
+    sizes = run(model, head, tail, out)
+    if as_json:
+        print_json(sizes)
+    else:
+        rows = [(str(out / part), f"{size / 1e6:.1f} MB") for part, size in sizes.items()]
+        print_table(f"{model} cut {head}+{tail}", ["folder", "tensors"], rows)
+
+
+@app.command()
+def pretrain(
+    out: Annotated[Path, typer.Option(help="Folder to write the model into.")],
+    steps: Annotated[int | None, typer.Option(min=1, help="Fewer steps than the default.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+    as_json: options.AsJson = False,
+) -> None:
+    """Train the embedded model from nothing, on text made by the project itself."""
+    from fedsea_mq.cli.pretrain import pretrain as run
+
+    run(out, steps=steps, seed=seed, threads=threads, as_json=as_json)
+
+
+@app.command()
+def verify(
+    model: Annotated[str, typer.Option(help="`embedded`, a folder or a hub id.")] = "embedded",
+    head: Annotated[int, typer.Option(min=0, help="Decoder blocks in the head.")] = 1,
+    tail: Annotated[int, typer.Option(min=0, help="Decoder blocks in the tail.")] = 1,
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSON lines with prompt, text or passage.text.")
+    ] = None,
+    count: Annotated[int, typer.Option("--n", min=1, help="Prompts.")] = 12,
+    new_tokens: Annotated[int, typer.Option(min=2)] = 32,
+    max_prompt_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    every_cut: Annotated[bool, typer.Option(help="Every legal cut instead of one.")] = False,
+    set_: options.Overrides = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Compare the split system, over real processes, with the unsplit model.
+
+    Exits 1 if fp32 differs.
+    """
+    from fedsea_mq.cli.verify import Ask
+    from fedsea_mq.cli.verify import verify as run
+
+    settings = _quiet(None, set_).replace(
+        model={"path": model, "head_blocks": head, "tail_blocks": tail, "dtype": dtype}
+    )
+    asks = Ask(prompts, count, new_tokens, max_prompt_tokens)
+    verdicts = _run(run(settings, asks, every_cut=every_cut))
+    if as_json:
+        found = [verdict.as_json() for verdict in verdicts]
+        print_json(found if every_cut else found[0])
+    else:
+        print_table(
+            f"{model}, {dtype}, split against unsplit",
+            ["cut", "identical", "largest logit difference", "bytes up", "bytes down"],
+            [
+                (
+                    f"{v.head_blocks}+{v.tail_blocks}",
+                    f"{v.identical}/{v.prompts}",
+                    f"{v.max_abs_logit_diff:.2e}",
+                    f"{v.bytes_per_decode_token['up']:.0f}",
+                    f"{v.bytes_per_decode_token['down']:.0f}",
+                )
+                for v in verdicts
+            ],
+        )
+    if dtype == "fp32" and any(
+        v.identical < v.prompts or v.max_abs_logit_diff > 1e-4 for v in verdicts
+    ):
+        raise typer.Exit(1)
+
+
+@app.command(name="eval")
+def evaluate(
+    config: options.Config = None,
+    set_: options.Overrides = None,
+    count: Count = 200,
+    seed: Annotated[int, typer.Option(help="Seed of the held-out worlds.")] = 1000,
+    join: Annotated[bool, typer.Option(help="Use the running broker of the settings.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Score the embedded tasks through the split system, with the settings' noise and without."""
+    from fedsea_mq.cli.score import score as run
+
+    settings = _quiet(config, set_)
+    noises: list[dict[str, Any]] = [settings.noise.model_dump(mode="json"), {"mode": "off"}]
+    noised, noise_free = _run(run(settings, noises, count=count, seed=seed, join=join))
+    if as_json:
+        print_json({**noised.as_json(), "noise_off": noise_free.as_json(), "n": count})
+    else:
+        _print_scores("embedded tasks, held-out worlds", [noise_free, noised])
+
+
+@app.command()
+def sweep(
+    config: options.Config = None,
+    set_: options.Overrides = None,
+    scales: Annotated[str, typer.Option(help="Relative noise scales, comma-separated.")] = (
+        "0.05,0.1,0.15,0.2,0.25,0.3,0.4,0.5,0.7"
+    ),
+    points: Annotated[float, typer.Option(help="Loss allowed in any task.")] = 1.0,
+    count: Count = 500,
+    seed: Annotated[int, typer.Option(help="Seed of the held-out worlds.")] = 1000,
+    as_json: options.AsJson = False,
+) -> None:
+    """Find the largest noise at which no embedded task loses more than a point."""
+    from fedsea_mq.cli.score import largest_harmless
+    from fedsea_mq.cli.score import score as run
+
+    settings = _quiet(config, set_)
+    noises: list[dict[str, Any]] = [{"mode": "off"}]
+    noises += [{"mode": "relative", "scale": scale} for scale in _numbers(scales)]
+    noise_free, *noised = _run(run(settings, noises, count=count, seed=seed, join=False))
+    chosen = largest_harmless(noise_free, noised, points)
+    if as_json:
+        print_json(
+            {
+                "noise_off": noise_free.as_json(),
+                "sweep": [one.as_json() for one in noised],
+                "largest_within_points": chosen.as_json() if chosen is not None else None,
+                "points": points,
+                "n": count,
+            }
+        )
+        return
+    _print_scores("noise sweep, held-out worlds", [noise_free, *noised])
+    if chosen is None:
+        console.print(f"even the smallest scale costs more than {points:g} points")
+    else:
+        console.print(
+            f"largest within {points:g} points: {chosen.sigma_over_head_rms:.2f} of the head "
+            f"output's RMS (sigma {chosen.sigma:.4f})"
+        )
+
+
+@app.command()
+def status(
+    config: options.Config = None,
+    set_: options.Overrides = None,
+    once: Annotated[bool, typer.Option("--once", help="Print once and end.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show nodes, sessions and tokens/s, live until Ctrl-C."""
+    from fedsea_mq.cli.watch import status as run
+
+    _run(run(Settings.load(config, set_ or []), as_json=as_json, once=once))
+
+
+def _print_scores(title: str, scored: list[Any]) -> None:
+    print_table(
+        title,
+        ["noise / RMS", "sigma", "understanding", "conversation F1", "summary ROUGE-L", "cut"],
+        [
+            (
+                f"{one.sigma_over_head_rms:.2f}" if one.sigma else "off",
+                f"{one.sigma:.4f}",
+                f"{one.scores.understanding_accuracy:.1%}",
+                f"{one.scores.conversation_f1:.1%}",
+                f"{one.scores.summary_rouge_l:.3f}",
+                one.cut,
+            )
+            for one in scored
+        ],
+    )
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--scales {text!r}: expected comma-separated numbers") from None
+
+
+def _sampling(**fields: Any) -> Any:
+    from fedsea_mq.model.sampling import SamplingSettings
+
+    try:
+        return SamplingSettings(**fields)
+    except ValidationError as error:
+        raise ConfigError(f"sampling: {explain(error)}") from None
+
+
+def _quiet(config: Path | None, overrides: list[str] | None) -> Settings:
+    """Settings of a command that prints results: logs only what went wrong, unless asked."""
+    return Settings.load(config, ["log.level=warning", *(overrides or [])])
+
+
+def _arguments(config: Path | None, overrides: list[str] | None) -> list[str]:
+    arguments = ["--config", str(config)] if config is not None else []
+    for override in overrides or []:
+        arguments += ["--set", override]
+    return arguments
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(work)
+
+
+def main() -> None:
+    """Entry point of the `fedsea` command: errors in one line, exit status 2 for bad settings."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (FedSeaError, BaseExceptionGroup) as error:
+        if not all(isinstance(leaf, FedSeaError) for leaf in leaves(error)):
+            raise
+        said = {f"{type(leaf).__name__}: {leaf}" for leaf in leaves(error)}
+        progress_console.print("\n".join(sorted(said)), style="red", markup=False)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""`fedsea pretrain`: train the embedded model again, with its progress shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from fedsea_mq.cli.output import progress_console
+from fedsea_mq.model.pretrain import PretrainProgress, PretrainSettings
+from fedsea_mq.model.pretrain import pretrain as train
+
+
+def pretrain(out: Path, *, steps: int | None, seed: int, threads: int, as_json: bool) -> None:
+    """Train into `out`; a JSON line or a line for people every few steps."""
+    torch.set_num_threads(threads)
+    chosen = PretrainSettings(seed=seed)
+    settings = PretrainSettings(seed=seed, steps=steps or chosen.steps)
+
+    def report(progress: PretrainProgress) -> None:
+        if as_json:
+            sys.stdout.write(json.dumps(asdict(progress)) + "\n")
+            sys.stdout.flush()
+            return
+        left_s = (progress.steps - progress.step) * settings.batch_tokens / progress.tokens_per_s
+        progress_console.print(
+            f"step {progress.step}/{progress.steps}  answer loss {progress.answer_loss:.3f}  "
+            f"accuracy {progress.answer_accuracy:.1%}  {progress.tokens_per_s:.0f} tokens/s  "
+            f"{left_s / 60:.0f} min left"
+        )
+
+    train(settings, out, report)

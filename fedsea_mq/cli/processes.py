@@ -1,0 +1,182 @@
+"""Broker, trunk and client nodes as child processes of a command."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from fedsea_mq.errors import ProcessFailed
+from fedsea_mq.settings import Settings
+
+_READY_S = 120.0
+_STOP_S = 15.0
+_TAIL_CHARS = 2000
+_LINE_BYTES = 16 << 20
+
+
+class Child:
+    """One process that speaks JSON lines; the first says that it is ready."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, errors: Path) -> None:
+        self.name = name
+        self.process = process
+        self._errors = errors
+        self.ready: dict[str, Any] = {}
+
+    @classmethod
+    async def start(cls, module: str, name: str, settings: Settings, folder: Path) -> Child:
+        """Start `python -m module` with these settings; does not wait until it is ready."""
+        file, errors = folder / f"{name}.yaml", folder / f"{name}.log"
+        settings.write(file)
+        with errors.open("wb") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                module,
+                "--config",
+                str(file),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                limit=_LINE_BYTES,
+                env=os.environ | {"FEDSEA_CHILD": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+                # Ctrl-C is for the command, which then stops its children in order.
+                start_new_session=True,
+            )
+        return cls(name, process, errors)
+
+    async def wait_ready(self) -> dict[str, Any]:
+        """The child's first line.
+
+        Raises:
+            ProcessFailed: it ended first, or took too long; with the end of its log.
+        """
+        try:
+            async with asyncio.timeout(_READY_S):
+                self.ready = await self.line()
+        except TimeoutError:
+            raise ProcessFailed(f"{self.name} was not ready within {_READY_S:g} s") from None
+        return self.ready
+
+    async def line(self) -> dict[str, Any]:
+        """The child's next line. Raises `ProcessFailed` at its end."""
+        assert self.process.stdout is not None
+        raw = await self.process.stdout.readline()
+        if not raw:
+            status = await self.process.wait()
+            raise ProcessFailed(f"{self.name} ended with status {status}: {self.log_tail()}")
+        line: dict[str, Any] = json.loads(raw)
+        return line
+
+    async def lines(self) -> AsyncIterator[dict[str, Any]]:
+        """Every line until the child closes its output."""
+        assert self.process.stdout is not None
+        async for raw in self.process.stdout:
+            yield json.loads(raw)
+
+    def ask(self, request: dict[str, Any]) -> None:
+        """Write a line to the child's input."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request).encode() + b"\n")
+
+    def end_input(self) -> None:
+        """No more requests."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    async def stop(self) -> int:
+        """SIGTERM, then SIGKILL for a child that does not end; its exit status."""
+        if self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                self.process.terminate()
+            try:
+                async with asyncio.timeout(_STOP_S):
+                    await self.process.wait()
+            except TimeoutError:
+                self.process.kill()
+        return await self.process.wait()
+
+    def log_tail(self) -> str:
+        """The end of what the child logged."""
+        return self._errors.read_text(errors="replace")[-_TAIL_CHARS:].strip() or "no log"
+
+
+class LocalSystem:
+    """A broker and trunk nodes on free ports of this machine. Use with `async with`.
+
+    `settings` is the given settings with the endpoints that the broker really listens on.
+    """
+
+    def __init__(self, settings: Settings, *, keep_endpoints: bool = False) -> None:
+        self.settings = (
+            settings
+            if keep_endpoints
+            else settings.replace(
+                broker={"clients": "tcp://127.0.0.1:*", "nodes": "tcp://127.0.0.1:*"}
+            )
+        )
+        self._folder = tempfile.TemporaryDirectory(prefix="fedsea-")
+        self._children: list[Child] = []
+        self.broker: Child
+        self.trunks: list[Child] = []
+
+    async def __aenter__(self) -> Self:
+        try:
+            self.broker = await self._start("broker", "broker")
+            ready = await self.broker.wait_ready()
+            self.settings = self.settings.replace(
+                broker={"clients": ready["clients"], "nodes": ready["nodes"]}
+            )
+            for number in range(self.settings.trunk.nodes):
+                await self.start_trunk(number)
+            await asyncio.gather(*(trunk.wait_ready() for trunk in self.trunks))
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def start_trunk(self, number: int) -> Child:
+        """Start one more trunk node; does not wait until it is ready."""
+        name = self.settings.trunk.name or "trunk"
+        named = self.settings.replace(trunk={"name": f"{name}-{number}"})
+        trunk = await self._start("nodes.trunk", f"{name}-{number}", named)
+        self.trunks.append(trunk)
+        return trunk
+
+    async def start_client(self, name: str) -> Child:
+        """Start a client node process; does not wait until it is ready."""
+        return await self._start("nodes.client", name)
+
+    async def _start(self, module: str, name: str, settings: Settings | None = None) -> Child:
+        child = await Child.start(module, name, settings or self.settings, Path(self._folder.name))
+        self._children.append(child)
+        return child
+
+    async def first_failure(self) -> str:
+        """Wait until any child ends, and say which and why."""
+        waits = {asyncio.create_task(c.process.wait()): c for c in (self.broker, *self.trunks)}
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            ended = waits[done.pop()]
+            return f"{ended.name} ended with {ended.process.returncode}: {ended.log_tail()}"
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def __aexit__(self, *_: object) -> None:
+        # Clients, then trunks, then the broker: each says goodbye to one that still listens.
+        first = [c for c in self._children if c not in self.trunks and c is not self._broker]
+        for group in (first, self.trunks, [self._broker] if self._broker else []):
+            await asyncio.gather(*(child.stop() for child in group))
+        self._folder.cleanup()
+
+    @property
+    def _broker(self) -> Child | None:
+        return getattr(self, "broker", None)

@@ -1,0 +1,30 @@
+"""`fedsea up`: a broker and trunk nodes from one configuration file, until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fedsea_mq.cli.output import console, progress_console
+from fedsea_mq.cli.processes import LocalSystem
+from fedsea_mq.entry import stop_asked
+from fedsea_mq.errors import ProcessFailed
+from fedsea_mq.settings import Settings
+
+
+async def up(settings: Settings) -> None:
+    """Start everything, say where it listens, and stop everything when asked or when one fails."""
+    progress_console.print("starting a broker and trunk nodes ...", style="dim")
+    async with LocalSystem(settings, keep_endpoints=True) as system:
+        nodes = ", ".join(trunk.ready["node"] for trunk in system.trunks)
+        console.print(f"broker for clients  {system.settings.broker.clients}")
+        console.print(f"broker for nodes    {system.settings.broker.nodes}")
+        console.print(f"trunk nodes         {nodes}")
+        console.print("ready; Ctrl-C stops everything", style="dim")
+        failure = asyncio.create_task(system.first_failure())
+        stop = asyncio.create_task(stop_asked())
+        await asyncio.wait([failure, stop], return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if failure.done():
+            raise ProcessFailed(failure.result())
+        failure.cancel()
+        progress_console.print("stopping ...", style="dim")

@@ -1,0 +1,189 @@
+"""`fedsea verify`: the split system, over real processes, against the unsplit model."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from fedsea_mq.cli.output import progress_bar
+from fedsea_mq.cli.processes import Child, LocalSystem
+from fedsea_mq.cli.prompts import prompt_tokens
+from fedsea_mq.errors import CheckpointError, ProcessFailed
+from fedsea_mq.model.checkpoint import Checkpoint
+from fedsea_mq.model.partition import Cut, legal_cuts
+from fedsea_mq.model.parts import DTYPES
+from fedsea_mq.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What is verified, and on how much."""
+
+    prompts_file: Path | None
+    count: int
+    new_tokens: int
+    max_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One cut against the oracle. Logits are compared where both saw the same tokens."""
+
+    head_blocks: int
+    tail_blocks: int
+    dtype: str
+    prompts: int
+    identical: int
+    max_abs_logit_diff: float
+    bytes_per_decode_token: dict[str, float]
+    payload_floor_bytes: int
+    peak_rss: dict[str, int]
+    baseline_rss: dict[str, int]
+    tensor_bytes: dict[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """The verdict as a JSON object."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class _Answer:
+    tokens: list[int]
+    logits: np.ndarray[Any, np.dtype[np.float32]]
+
+
+async def verify(settings: Settings, asks: Ask, *, every_cut: bool) -> list[Verdict]:
+    """Noise off, greedy: one verdict a cut. The oracle is computed last, in this process."""
+    checkpoint = Checkpoint.open(settings.model.path)
+    if checkpoint.manifest is not None:
+        raise CheckpointError("verify needs the whole model: shards have no unsplit counterpart")
+    prompts = prompt_tokens(checkpoint, asks.prompts_file, asks.count, asks.max_prompt_tokens)
+    model = settings.model
+    cuts = (
+        legal_cuts(checkpoint.blocks) if every_cut else [Cut(model.head_blocks, model.tail_blocks)]
+    )
+    oracle = _oracle(checkpoint, settings, prompts, asks.new_tokens)
+    with progress_bar() as progress:
+        task = progress.add_task("cuts", total=len(cuts))
+        verdicts = []
+        for cut in cuts:
+            verdicts.append(await _verify_cut(settings, cut, prompts, oracle, checkpoint))
+            progress.advance(task)
+    return verdicts
+
+
+def _oracle(
+    checkpoint: Checkpoint, settings: Settings, prompts: Sequence[list[int]], new_tokens: int
+) -> list[_Answer]:
+    """`generate` of the unsplit transformers model, with the logits it chose from."""
+    torch.set_num_threads(settings.model.threads)
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint.folders[0], dtype=DTYPES[settings.model.dtype]
+    )
+    model = model.to(settings.model.device).eval()
+    answers = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt], device=settings.model.device)
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        logits = torch.cat(out.logits).float().cpu().numpy()
+        answers.append(_Answer(out.sequences[0, len(prompt) :].tolist(), logits))
+    return answers
+
+
+async def _verify_cut(
+    settings: Settings,
+    cut: Cut,
+    prompts: Sequence[list[int]],
+    oracle: Sequence[_Answer],
+    checkpoint: Checkpoint,
+) -> Verdict:
+    dtype = settings.model.dtype
+    plain = settings.replace(
+        model={"head_blocks": cut.head_blocks, "tail_blocks": cut.tail_blocks},
+        noise={"mode": "off"},
+        trunk={"nodes": 1},
+        client={"wire_dtype": dtype},
+    )
+    new_tokens = len(oracle[0].tokens)
+    async with LocalSystem(plain) as system:
+        client = await system.start_client("client")
+        await client.wait_ready()
+        with tempfile.TemporaryDirectory(prefix="fedsea-verify-") as folder:
+            reports, answers = await _ask(client, prompts, new_tokens, Path(folder))
+        client.end_input()
+        peaks = {"client": (await client.line())["peak_rss"]}
+        trunk = system.trunks[0]
+        trunk.process.terminate()
+        peaks["trunk"] = (await trunk.line())["peak_rss"]
+        children = {"client": client, "trunk": trunk}
+    return Verdict(
+        head_blocks=cut.head_blocks,
+        tail_blocks=cut.tail_blocks,
+        dtype=dtype,
+        prompts=len(prompts),
+        identical=sum(a.tokens == o.tokens for a, o in zip(answers, oracle, strict=True)),
+        max_abs_logit_diff=max(_logit_diff(a, o) for a, o in zip(answers, oracle, strict=True)),
+        bytes_per_decode_token={
+            way: max(report[f"bytes_{way}_per_token"] for report in reports)
+            for way in ("up", "down")
+        },
+        payload_floor_bytes=checkpoint.hidden * DTYPES[dtype].itemsize,
+        peak_rss=peaks,
+        baseline_rss={name: child.ready["baseline_rss"] for name, child in children.items()},
+        tensor_bytes={name: child.ready["tensor_bytes"] for name, child in children.items()},
+    )
+
+
+async def _ask(
+    client: Child, prompts: Sequence[list[int]], new_tokens: int, folder: Path
+) -> tuple[list[dict[str, Any]], list[_Answer]]:
+    """Ask everything at once, so that the batched path is what is verified."""
+    files = [folder / f"{number}.npy" for number in range(len(prompts))]
+    for number, prompt in enumerate(prompts):
+        client.ask(
+            {
+                "id": str(number),
+                "tokens": prompt,
+                "sampling": {"max_new_tokens": new_tokens, "ignore_eos": True},
+                "logits": str(files[number]),
+            }
+        )
+    reports: dict[int, dict[str, Any]] = {}
+    while len(reports) < len(prompts):
+        line = await client.line()
+        if "error" in line:
+            raise ProcessFailed(f"{client.name}: {line['error']}: {line['message']}")
+        if "done" in line:
+            reports[int(line["id"])] = line["done"]
+    ordered = [reports[number] for number in range(len(prompts))]
+    answers = [
+        _Answer(report["tokens"], np.load(file))
+        for report, file in zip(ordered, files, strict=True)
+    ]
+    return ordered, answers
+
+
+def _logit_diff(answer: _Answer, oracle: _Answer) -> float:
+    """Largest difference up to and including the first step where the tokens part."""
+    same = 0
+    for ours, theirs in zip(answer.tokens, oracle.tokens, strict=True):
+        same += 1
+        if ours != theirs:
+            break
+    return float(np.abs(answer.logits[:same] - oracle.logits[:same]).max())

@@ -1,0 +1,56 @@
+"""`fedsea status`: nodes, sessions and rates, as the broker knows them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from fedsea_mq.cli.output import console, print_json
+from fedsea_mq.protocol.messages import StatusReport
+from fedsea_mq.settings import Settings
+from fedsea_mq.transport.status import StatusWatch
+
+
+async def status(settings: Settings, *, as_json: bool, once: bool) -> None:
+    """Print the broker's report once, or keep a live view of it until Ctrl-C."""
+    async with StatusWatch(settings.broker) as watch:
+        report = await watch.report()
+        if as_json:
+            print_json(asdict(report))
+            return
+        if once:
+            console.print(_view(report))
+            return
+        with Live(_view(report), console=console, auto_refresh=False) as live:
+            while True:
+                await asyncio.sleep(settings.broker.heartbeat_ms / 1000)
+                live.update(_view(await watch.report()), refresh=True)
+
+
+def _view(report: StatusReport) -> Group:
+    table = Table("node", "cut", "model", "sessions", "KV free", "tokens/s", "batch", "busy", "RSS")
+    for node in report.nodes:
+        load = node.load
+        free = load.kv_positions_free / max(1, load.kv_positions_total)
+        table.add_row(
+            node.name,
+            f"{node.head_blocks}+{node.tail_blocks}",
+            node.fingerprint[:12],
+            str(load.sessions),
+            f"{free:.0%}",
+            f"{load.positions_per_s:.1f}",
+            f"{load.mean_batch:.1f}",
+            f"{load.busy_share:.0%}",
+            f"{load.peak_rss_bytes >> 20} MB",
+        )
+    said = (
+        f"up {report.uptime_s:.0f} s; {len(report.nodes)} nodes; {report.sessions} sessions; "
+        f"{report.frames_relayed} frames and {report.bytes_relayed / 1e6:.1f} MB relayed; "
+        f"{report.errors} errors"
+    )
+    return Group(table, Text(said, style="dim"))

@@ -1,0 +1,44 @@
+"""Ask a broker for its status report, without a model."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import Self
+
+from fedsea_mq.errors import MalformedFrame
+from fedsea_mq.protocol.envelope import Kind
+from fedsea_mq.protocol.frames import Frame
+from fedsea_mq.protocol.messages import Nothing, StatusReport
+from fedsea_mq.settings import BrokerSettings
+from fedsea_mq.transport.link import BrokerLink
+from fedsea_mq.transport.requests import Patience, Requests
+
+_PATIENCE = Patience(resend_s=1.0, give_up_s=5.0)
+
+
+class StatusWatch:
+    """A link that only asks for reports. Use with `async with`."""
+
+    def __init__(self, settings: BrokerSettings) -> None:
+        self._link = BrokerLink(
+            settings.clients, self._receive, max_part_bytes=settings.max_part_mb << 20
+        )
+        self._requests = Requests(self._link.send, _PATIENCE)
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        await self._stack.enter_async_context(self._link)
+        return self
+
+    async def __aexit__(self, *reason: object) -> None:
+        await self._stack.aclose()
+
+    def _receive(self, frame: Frame) -> None:
+        self._requests.receive(frame)
+
+    async def report(self) -> StatusReport:
+        """The broker's report now. Raises `PeerUnreachable` when there is no broker."""
+        reply = await self._requests.ask(Kind.STATUS, Nothing())
+        if reply.envelope.kind is not Kind.STATUS_REPORT:
+            raise MalformedFrame(f"a {reply.envelope.kind.name} frame in reply to status")
+        return reply.body(StatusReport)
