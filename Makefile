@@ -1,0 +1,56 @@
+# `make demo` and `make test` need nothing before them but Python 3.11, git and make.
+
+PYTHON ?= $(firstword $(shell command -v python3.11 python3))
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+# A build without CUDA, by name, so that a machine without a GPU never downloads one by accident.
+# With a GPU: make setup TORCH=2.13.0+cu130 TORCH_INDEX=https://download.pytorch.org/whl/cu130
+ifeq ($(shell uname -s),Darwin)
+TORCH  ?= 2.13.0
+else
+TORCH  ?= 2.13.0+cpu
+endif
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: setup demo test lint unit lock clean
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "fedsea needs Python 3.11 or later: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "making $(VENV) with $$($(PYTHON) --version) and torch $(TORCH)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# Where the configured indexes have this very build, no other index is asked.
+	@$(BIN)/python -c 'import torch, sys; sys.exit(torch.__version__ != "$(TORCH)")' 2>/dev/null || \
+		$(BIN)/pip install torch==$(TORCH) 2>/dev/null || \
+		$(BIN)/pip install torch==$(TORCH) --extra-index-url $(TORCH_INDEX)
+	$(BIN)/pip install --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+demo: $(READY)
+	@$(BIN)/fedsea demo --config configs/demo.yaml
+
+test: lint unit
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(READY)
+	$(BIN)/python -m pytest
+
+# The versions that are installed now become the locked ones.
+lock: $(READY)
+	@{ sed -n '/^#/p' requirements.lock; \
+	   $(BIN)/pip list --format=freeze | grep -viE '^(torch|fedsea[_-]mq|pip)=='; } > requirements.new
+	@mv requirements.new requirements.lock
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist
