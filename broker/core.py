@@ -200,8 +200,14 @@ class BrokerCore:
             route.accepted = True
 
     def tick(self, now: float) -> list[Send]:
-        """Declare silent nodes dead; their clients are told."""
-        return [send for peer in self._registry.silent(now) for send in self._lose_node(peer)]
+        """Declare silent nodes dead, telling their clients; send every client a heartbeat.
+
+        A heartbeat that cannot be delivered is how the broker learns that a client is gone.
+        """
+        lost = [send for peer in self._registry.silent(now) for send in self._lose_node(peer)]
+        clients = {route.client for route in self._routes.values() if route.client is not None}
+        beat = Frame.build(Kind.HEARTBEAT, Nothing()).parts()
+        return [*lost, *(Send(Side.CLIENTS, client, beat) for client in clients)]
 
     def undelivered(self, send: Send) -> list[Send]:
         """The peer of `send` is gone, or so slow that its queue is full: let go of it."""

@@ -89,7 +89,8 @@ class Registry:
         full = best.kv_free < asked.max_positions or best.load.sessions >= MAX_SESSIONS_A_NODE
         if can_ever and full:
             raise Busy("all nodes are full", _RETRY_AFTER_S)
-        best.promised_positions += asked.max_positions
+        if can_ever:
+            best.promised_positions += asked.max_positions
         return best
 
     def statuses(self, now: float) -> list[NodeStatus]:

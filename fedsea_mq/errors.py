@@ -49,6 +49,10 @@ class NotRunning(LocalError):
     """A node, link or session was used before `async with` entered it or after it was left."""
 
 
+class EndpointUnavailable(LocalError):
+    """An endpoint that cannot be listened on or connected to: taken, or not an endpoint."""
+
+
 class SendQueueFull(LocalError):
     """The outgoing queue to a peer is at its bound; nothing was sent."""
 

@@ -131,17 +131,27 @@ class Settings(_Section):
     log: LogSettings = LogSettings()
 
     @classmethod
-    def load(cls, file: Path | None = None, overrides: Sequence[str] = ()) -> Settings:
-        """Read a file and apply `section.key=value` overrides.
+    def load(
+        cls,
+        file: Path | None = None,
+        overrides: Sequence[str] = (),
+        defaults: Sequence[str] = (),
+    ) -> Settings:
+        """Read a file and apply `section.key=value` overrides; `defaults` yield to both.
 
         Raises:
             ConfigError: names the file, the key and what was expected.
         """
-        fields = _read(file) if file is not None else {}
         source = str(file) if file is not None else "defaults"
+        fields: dict[str, Any] = {}
+        for default in defaults:
+            _apply(fields, default)
+        for section, keys in (_read(file) if file is not None else {}).items():
+            both_maps = isinstance(keys, dict) and section in fields
+            fields[section] = fields[section] | keys if both_maps else keys
         for override in overrides:
-            source = _apply(fields, override, source)
-        return cls._validated(fields, source)
+            _apply(fields, override)
+        return cls._validated(fields, f"{source} with overrides" if overrides else source)
 
     def replace(self, **sections: Mapping[str, Any]) -> Settings:
         """A copy with some keys of some sections changed; checked like a file."""
@@ -167,6 +177,8 @@ def _read(file: Path) -> dict[str, Any]:
         fields = yaml.load(file.read_text(), _Yaml)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not UTF-8 text") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark is not None else ""
@@ -175,10 +187,11 @@ def _read(file: Path) -> dict[str, Any]:
         return {}
     if not isinstance(fields, dict):
         raise ConfigError(f"{file}: expected sections with keys, found {type(fields).__name__}")
-    return {key: dict(value) if isinstance(value, dict) else value for key, value in fields.items()}
+    # A section with every key commented out is empty, not wrong.
+    return {section: {} if keys is None else keys for section, keys in fields.items()}
 
 
-def _apply(fields: dict[str, Any], override: str, source: str) -> str:
+def _apply(fields: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     section, dot, key = path.partition(".")
     if not equals or not dot:
@@ -187,11 +200,10 @@ def _apply(fields: dict[str, Any], override: str, source: str) -> str:
         value = yaml.load(text, _Yaml)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"override {path}: the value is not YAML") from error
-    held = fields.setdefault(section, {})
+    held = fields.get(section) or {}
     if not isinstance(held, dict):
-        raise ConfigError(f"{source}: {section}: expected a section with keys")
-    held[key] = value
-    return f"{source} with overrides" if "overrides" not in source else source
+        raise ConfigError(f"override {path}: {section} is not a section with keys")
+    fields[section] = held | {key: value}
 
 
 def explain(error: ValidationError) -> str:

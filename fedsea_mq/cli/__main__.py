@@ -50,12 +50,8 @@ def demo(
     """Start a broker, two trunk nodes and three clients, and stream their answers."""
     from fedsea_mq.cli.demo import demo as run
 
-    _run(
-        run(
-            Settings.load(config, ["trunk.nodes=2", "log.level=warning", *(set_ or [])]),
-            as_json=as_json,
-        )
-    )
+    settings = Settings.load(config, set_ or [], ["trunk.nodes=2", "log.level=warning"])
+    _run(run(settings, as_json=as_json))
 
 
 @app.command()
@@ -335,7 +331,7 @@ def _sampling(**fields: Any) -> Any:
 
 def _quiet(config: Path | None, overrides: list[str] | None) -> Settings:
     """Settings of a command that prints results: logs only what went wrong, unless asked."""
-    return Settings.load(config, ["log.level=warning", *(overrides or [])])
+    return Settings.load(config, overrides or [], ["log.level=warning"])
 
 
 def _arguments(config: Path | None, overrides: list[str] | None) -> list[str]:

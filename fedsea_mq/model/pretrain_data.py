@@ -44,7 +44,7 @@ class Stage:
     """Shares of the kinds of document; the rest are summaries."""
 
 
-FULL: Final = Stage((2, 3, 3), repeats=0.02, conversations=0.38, understandings=0.42)
+FULL: Final = Stage((2, 3, 3), repeats=0.02, conversations=0.40, understandings=0.43)
 
 
 def document(rng: random.Random, world: World, stage: Stage) -> Example:
@@ -54,7 +54,7 @@ def document(rng: random.Random, world: World, stage: Stage) -> Example:
     if (kind := kind - stage.repeats) < 0:
         return repeat(story)
     if (kind := kind - stage.conversations) < 0:
-        return conversation(rng, story, turns=rng.randint(4, 7))
+        return conversation(rng, story, turns=rng.randint(5, 9))
     if (kind := kind - stage.understandings) < 0:
         return understanding(rng, story, questions=rng.randint(1, 8))
     return summary(story)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, TypeVar, get_args
 import msgpack
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails
 
 from fedsea_mq.errors import (
     Busy,
@@ -26,7 +27,8 @@ from fedsea_mq.protocol.compression import pack, unpack
 from fedsea_mq.protocol.envelope import SESSION_BYTES
 from fedsea_mq.protocol.payload import WireDtype
 
-MAX_BODY_BYTES: Final = 1 << 20
+MAX_BODY_BYTES: Final = 4096
+MAX_LISTING_BYTES: Final = 1 << 20
 MAX_POSITIONS: Final = 1 << 20
 MAX_NODES: Final = 1024
 MAX_SESSIONS_A_NODE: Final = 16_384
@@ -189,6 +191,8 @@ B = TypeVar("B", bound=Body)
 
 
 _READERS: Final[dict[Any, TypeAdapter[Any]]] = {body: TypeAdapter(body) for body in get_args(Body)}
+# The bodies that hold a list; no other has any use for more than `MAX_BODY_BYTES`.
+_LISTINGS: Final = frozenset({Register, StatusReport})
 
 
 def encode_body(body: Body) -> bytes:
@@ -201,24 +205,36 @@ def decode_body(body: type[B], part: bytes) -> B:
     """Read a body of the given type off the wire.
 
     Raises:
-        LimitExceeded: larger than `MAX_BODY_BYTES`.
+        LimitExceeded: larger than `MAX_BODY_BYTES`, or `MAX_LISTING_BYTES` for a body with a list.
         MalformedFrame: not msgpack, or a field is missing, unknown, out of range or mistyped.
     """
-    fields = _unpack_map(unpack(part, MAX_BODY_BYTES))
+    max_bytes = MAX_LISTING_BYTES if body in _LISTINGS else MAX_BODY_BYTES
+    fields = _unpack_map(unpack(part, max_bytes))
     try:
         read: B = _READERS[body].validate_python(fields)
     except ValidationError as error:
         # Field names and rules only: the values stay out of messages and logs.
         wrong = "; ".join(
-            f"{'.'.join(str(step) for step in item['loc'][:3])}: {item['type']}"
+            f"{_where(item)}: {item['type']}"
             for item in error.errors(include_input=False, include_url=False)[:4]
         )
         raise MalformedFrame(f"{body.__name__} body: {wrong}"[:MAX_MESSAGE_CHARS]) from None
     return read
 
 
+def _where(item: ErrorDetails) -> str:
+    """The path to a wrong field; the name of one we do not know is the sender's, and left out."""
+    unknown = item["type"] == "unexpected_keyword_argument"
+    known = item["loc"][:-1] if unknown else item["loc"]
+    return ".".join(str(step) for step in known[:3]) or "a field"
+
+
 def _unpack_map(data: bytes) -> Mapping[str, Any]:
     try:
+        # msgpack allocates an array as its header declares: first see that all of it is there.
+        contents = msgpack.Unpacker(max_buffer_size=len(data) or 1)
+        contents.feed(data)
+        contents.skip()
         fields = msgpack.unpackb(
             data,
             strict_map_key=True,

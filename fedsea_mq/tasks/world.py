@@ -1,14 +1,12 @@
 """A small invented world: who lives in it, what they own and do.
 
-Names are built from syllables, and a fixed fifth of all names never occurs in training: a held-out
-world is one whose people and places the model has never met, so that answering about it means
-reading the passage.
+Names are built from syllables and every story draws its facts anew, so that nothing can be known of
+a person but by reading the passage. A held-out world is one whose seed training never uses.
 """
 
 from __future__ import annotations
 
 import random
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -136,7 +134,6 @@ class World:
 
     def __init__(self, seed: int, *, held_out: bool = False) -> None:
         self._rng = random.Random(f"world {seed} {held_out}")
-        self._held_out = held_out
 
     def story(self, people: Sequence[int] = (2, 3, 3)) -> Story:
         """The next story, portraying one of these numbers of people."""
@@ -172,7 +169,7 @@ class World:
         found: list[str] = []
         while len(found) < count:
             name = draw()
-            if name not in found and is_held_out(name) == self._held_out:
+            if name not in found:
                 found.append(name)
         return found
 
@@ -182,11 +179,6 @@ class World:
 
     def _place(self) -> str:
         return self._rng.choice(_PLACE_FIRST) + self._rng.choice(_PLACE_LAST)
-
-
-def is_held_out(name: str) -> bool:
-    """Whether the name is one of the fifth that training never sees."""
-    return zlib.crc32(name.encode()) % 5 == 0
 
 
 def with_article(noun: str) -> str:
@@ -206,7 +198,6 @@ def _tell(rng: random.Random, people: tuple[Person, ...], deed: Deed) -> str:
 
 
 def _portrait(rng: random.Random, person: Person) -> list[str]:
-    said = person.subject.capitalize()
     opening = rng.choice(
         (
             f"{person.name} is {person.work} in {person.home}.",
@@ -215,23 +206,17 @@ def _portrait(rng: random.Random, person: Person) -> list[str]:
             f"{person.name}, who lives in {person.home}, is {person.work}.",
         )
     )
-    pet = rng.choice(
-        (
-            f"{said} keeps {person.pet}.",
-            f"{person.name} has {person.pet}.",
-            f"{said} owns {person.pet}.",
-        )
-    )
-    food = rng.choice(
-        (
-            f"{said} likes {person.food}.",
-            f"{said} eats {person.food} every day.",
-            f"{person.name} loves {person.food}.",
-        )
-    )
+    pet = f"{_mention(rng, person)} {rng.choice(('keeps', 'has', 'owns'))} {person.pet}."
+    likes = rng.choice((f"likes {person.food}", f"loves {person.food}", f"eats {person.food}"))
+    food = f"{_mention(rng, person)} {likes}."
     rest = [pet, food]
     rng.shuffle(rest)
     return [opening, *rest]
+
+
+def _mention(rng: random.Random, person: Person) -> str:
+    """By name three times in four, by pronoun otherwise."""
+    return person.name if rng.random() < 0.75 else person.subject.capitalize()
 
 
 def _deed_sentence(rng: random.Random, deed: Deed) -> str:

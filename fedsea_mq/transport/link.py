@@ -42,7 +42,11 @@ class BrokerLink:
 
     async def __aenter__(self) -> Self:
         await self._socket.__aenter__()
-        self._socket.connect(self._endpoint)
+        try:
+            self._socket.connect(self._endpoint)
+        except BaseException:
+            await self._socket.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *reason: object) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 
 import zmq
 
-from fedsea_mq.errors import NotRunning, PeerUnreachable, SendQueueFull
+from fedsea_mq.errors import EndpointUnavailable, NotRunning, PeerUnreachable, SendQueueFull
 from fedsea_mq.protocol.frames import MAX_PARTS
 
 Part = Any  # bytes, or zmq.Frame where nothing is copied
@@ -82,15 +82,21 @@ class LoopSocket:
         """Listen; returns the endpoint with the port that `tcp://host:*` was given.
 
         Raises:
-            zmq.ZMQError: the endpoint is taken or not an endpoint of this machine.
+            EndpointUnavailable: it is taken, or not an endpoint of this machine.
         """
         socket = self._open_socket()
-        socket.bind(endpoint)
+        try:
+            socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            raise EndpointUnavailable(f"cannot listen on {endpoint}: {error.strerror}") from error
         return str(socket.get_string(zmq.LAST_ENDPOINT)).rstrip("\0")
 
     def connect(self, endpoint: str) -> None:
-        """Connect, now or whenever the peer appears."""
-        self._open_socket().connect(endpoint)
+        """Connect, now or whenever the peer appears. Raises `EndpointUnavailable`."""
+        try:
+            self._open_socket().connect(endpoint)
+        except zmq.ZMQError as error:
+            raise EndpointUnavailable(f"cannot connect to {endpoint}: {error.strerror}") from error
 
     def send(self, parts: Sequence[Part]) -> None:
         """Queue a message for sending.

@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from fedsea_mq.errors import Busy, FedSeaError, PeerUnreachable, RemoteError, SendQueueFull
+from fedsea_mq.log import get_logger
 from fedsea_mq.protocol.envelope import NO_SESSION, Kind
 from fedsea_mq.protocol.frames import Frame, Parts, wire_bytes
 from fedsea_mq.protocol.messages import Body
+
+_log = get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -87,7 +90,9 @@ class Requests:
                 self._send_once(parts, traffic)
                 wait_s = min(left, self._patience.resend_s)
                 done, _ = await asyncio.wait([pending.reply], timeout=wait_s)
-                if done:
+                if not done:
+                    _log.warning("no answer yet from the broker", waited_s=round(wait_s, 1))
+                else:
                     reply = pending.reply.result()
                     traffic.bytes_down += wire_bytes(reply.parts())
                     traffic.round_trips += 1

@@ -25,6 +25,8 @@ from nodes.client.session import ClientSession
 
 _log = get_logger(__name__)
 _GREEDY = SamplingSettings()
+# The trunk reserves KV for all of them, so not as many as a long-context model could take.
+_CHAT_POSITIONS = 4096
 OnLogits = Callable[[torch.Tensor], None]
 
 
@@ -106,10 +108,10 @@ class ClientNode:
         return self._generation(self._render(messages), self._plan(sampling, strip_start=True))
 
     def conversation(
-        self, sampling: SamplingSettings = _GREEDY, max_positions: int | None = None
+        self, sampling: SamplingSettings = _GREEDY, max_positions: int = _CHAT_POSITIONS
     ) -> Conversation:
-        """A chat that keeps its session from turn to turn."""
-        positions = min(max_positions or self.model.max_positions, self.model.max_positions)
+        """A chat that keeps its session, of at most `max_positions` tokens, from turn to turn."""
+        positions = min(max_positions, self.model.max_positions)
         plan = self._plan(sampling, strip_start=True)
         return Conversation(self.session, self._render, plan, positions)
 
