@@ -1,0 +1,187 @@
+"""Real processes, really killed: the tokens are those of an undisturbed run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from fedsea_mq.cli.processes import Child, LocalSystem
+from fedsea_mq.model.sampling import SamplingSettings
+from fedsea_mq.settings import Settings
+from fedsea_mq.transport.status import StatusWatch
+from nodes import ClientNode
+
+PROMPT = [7, 3, 11, 19, 2, 5]
+SAMPLING = SamplingSettings(max_new_tokens=60, ignore_eos=True, temperature=1.0, seed=3)
+FAST = [
+    "broker.heartbeat_ms=100",
+    "broker.timeout_ms=600",
+    "client.request_timeout_s=0.5",
+    "client.give_up_s=60",
+    "noise.mode=off",
+    "client.wire_dtype=fp32",
+    "log.level=warning",
+]
+
+
+@asynccontextmanager
+async def processes(model: Path, *overrides: str) -> AsyncIterator[LocalSystem]:
+    settings = Settings.load(None, [*FAST, f"model.path={model}", *overrides])
+    async with LocalSystem(settings) as system:
+        yield system
+
+
+async def generate(client: ClientNode, at: int, fault: asyncio.Event) -> tuple[list[int], int]:
+    """All tokens and the recoveries; `fault` is set when `at` tokens have come."""
+    generation = client.generate(PROMPT, SAMPLING)
+    tokens: list[int] = []
+    async for token in generation:
+        tokens.append(token.id)
+        if len(tokens) == at:
+            fault.set()
+            await asyncio.sleep(0)
+    return tokens, generation.stats.recoveries
+
+
+async def sessions_on(system: LocalSystem) -> int:
+    async with StatusWatch(system.settings.broker) as watch:
+        return sum(node.load.sessions for node in (await watch.report()).nodes)
+
+
+async def until_no_sessions(system: LocalSystem, seconds: float) -> None:
+    async with asyncio.timeout(seconds):
+        while await sessions_on(system):
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "drained"])
+async def test_a_trunk_that_goes_is_replaced_without_a_wrong_token(
+    tiny_llama: Path, how: signal.Signals
+) -> None:
+    async with (
+        processes(tiny_llama, "trunk.nodes=2", "trunk.drain_s=0") as system,
+        ClientNode(system.settings) as client,
+    ):
+        undisturbed, _ = await generate(client, 0, asyncio.Event())
+        fault = asyncio.Event()
+        running = asyncio.create_task(generate(client, 20, fault))
+        await fault.wait()
+        holder = await _holder(system)
+        holder.process.send_signal(how)
+        tokens, recoveries = await running
+        if how is signal.SIGTERM:
+            assert await holder.process.wait() == 0
+    assert tokens == undisturbed
+    assert recoveries >= 1
+
+
+async def _holder(system: LocalSystem) -> Child:
+    """The trunk process that holds the one session, once the broker has heard of it."""
+    async with asyncio.timeout(10), StatusWatch(system.settings.broker) as watch:
+        while True:
+            held = [n.name for n in (await watch.report()).nodes if n.load.sessions]
+            if held:
+                return next(t for t in system.trunks if t.ready["node"] == held[0])
+            await asyncio.sleep(0.02)
+
+
+async def test_a_broker_killed_and_restarted_is_only_a_pause(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    async with processes(tiny_llama) as system, ClientNode(system.settings) as client:
+        undisturbed, _ = await generate(client, 0, asyncio.Event())
+        fault = asyncio.Event()
+        running = asyncio.create_task(generate(client, 20, fault))
+        await fault.wait()
+        system.broker.process.kill()
+        await system.broker.process.wait()
+        again = await Child.start("broker", "broker-again", system.settings, tmp_path)
+        try:
+            await again.wait_ready()
+            tokens, _ = await running
+            await until_no_sessions(system, 10)
+        finally:
+            await again.stop()
+    assert tokens == undisturbed
+
+
+async def test_a_client_that_vanishes_leaves_no_kv_behind(tiny_llama: Path) -> None:
+    async with processes(tiny_llama, "trunk.lease_s=20") as system:
+        client = await system.start_client("doomed")
+        await client.wait_ready()
+        client.ask(
+            {
+                "id": "x",
+                "tokens": PROMPT,
+                "sampling": {"max_new_tokens": 400, "ignore_eos": True},
+            }
+        )
+        async with asyncio.timeout(10):
+            while not await sessions_on(system):
+                await asyncio.sleep(0.05)
+        assert client.process.pid is not None
+        os.kill(client.process.pid, signal.SIGKILL)
+        # Long before the lease runs out: the broker sees that the reply has nobody to go to.
+        await until_no_sessions(system, 8)
+
+
+async def test_a_frozen_client_is_let_go_when_its_lease_runs_out(tiny_llama: Path) -> None:
+    async with processes(tiny_llama, "trunk.lease_s=1") as system:
+        client = await system.start_client("frozen")
+        await client.wait_ready()
+        client.ask(
+            {
+                "id": "x",
+                "tokens": PROMPT,
+                "sampling": {"max_new_tokens": 400, "ignore_eos": True},
+            }
+        )
+        async with asyncio.timeout(10):
+            while not await sessions_on(system):
+                await asyncio.sleep(0.05)
+        client.process.send_signal(signal.SIGSTOP)
+        try:
+            await until_no_sessions(system, 8)
+        finally:
+            client.process.send_signal(signal.SIGCONT)
+
+
+async def test_a_killed_command_leaves_no_process_behind(tiny_llama: Path) -> None:
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "import asyncio, sys\n"
+        "from fedsea_mq.cli.processes import LocalSystem\n"
+        "from fedsea_mq.settings import Settings\n"
+        "async def main():\n"
+        "    async with LocalSystem(Settings.load(None, sys.argv[1:])) as system:\n"
+        "        print(*(c.process.pid for c in (system.broker, *system.trunks)), flush=True)\n"
+        "        await asyncio.sleep(60)\n"
+        "asyncio.run(main())\n",
+        f"model.path={tiny_llama}",
+        "log.level=error",
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert parent.stdout is not None
+    children = [int(pid) for pid in (await parent.stdout.readline()).split()]
+    parent.kill()
+    await parent.wait()
+    async with asyncio.timeout(10):
+        while any(_alive(pid) for pid in children):
+            await asyncio.sleep(0.1)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # A killed child of ours may linger as a zombie until init reaps it.
+    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"

@@ -1,0 +1,135 @@
+"""The split system against the unsplit model, over real sockets, noise off."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from fedsea_mq.errors import Busy, ContextOverflow, FingerprintMismatch, InvalidPrompt
+from fedsea_mq.model.partition import legal_cuts
+from fedsea_mq.model.sampling import SamplingSettings
+from tests.integration.systems import running, until
+
+NEW = 12
+GREEDY = SamplingSettings(max_new_tokens=NEW, ignore_eos=True)
+PROMPTS = [[5], list(range(7, 24)), [3, 1, 4, 1, 5, 9, 2, 6] * 5, list(range(290, 200, -1))]
+
+
+def oracle(model: Any, prompt: list[int], new: int = NEW) -> list[int]:
+    out = model.generate(
+        torch.tensor([prompt]), max_new_tokens=new, do_sample=False, eos_token_id=None
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+async def test_every_legal_cut_gives_the_unsplit_tokens(tiny_llama: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
+    wanted = [oracle(model, prompt) for prompt in PROMPTS]
+    for cut in legal_cuts(model.config.num_hidden_layers):
+        overrides = [f"model.head_blocks={cut.head_blocks}", f"model.tail_blocks={cut.tail_blocks}"]
+        # Small frames, so that the long prompts are chunked.
+        async with running(tiny_llama, *overrides, "trunk.max_frame_positions=16") as system:
+            asked = [system.client.generate(p, GREEDY).complete() for p in PROMPTS]
+            answers = await asyncio.gather(*asked)
+        assert [answer.tokens for answer in answers] == wanted, f"cut {cut}"
+
+
+async def test_the_embedded_model_answers_as_unsplit() -> None:
+    async with running("embedded") as system:
+        checkpoint = system.client.model.checkpoint
+        prompt = list(
+            checkpoint.tokenizer(" Mirith keeps a red fox. Toban is a baker.")["input_ids"]
+        )
+        answer = await system.client.generate(prompt, GREEDY).complete()
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.folders[0], dtype=torch.float32).eval()
+    assert answer.tokens == oracle(model, prompt)
+
+
+@pytest.mark.parametrize("wire", ["fp16", "bf16", "int8"])
+async def test_lossy_wire_dtypes_stay_within_their_error(tiny_llama: Path, wire: str) -> None:
+    bound = {"fp16": 0.02, "bf16": 0.1, "int8": 0.5}[wire]
+    logits: dict[str, torch.Tensor] = {}
+    for dtype in ("fp32", wire):
+        async with running(tiny_llama, f"client.wire_dtype={dtype}") as system:
+            one = SamplingSettings(max_new_tokens=1)
+            seen: list[torch.Tensor] = []
+            await system.client.generate(PROMPTS[2], one, on_logits=seen.append).complete()
+            logits[dtype] = seen[0]
+    error = (logits[wire] - logits["fp32"]).abs().max() / logits["fp32"].std()
+    assert error < bound
+
+
+async def test_many_sessions_at_once_stay_apart(tiny_llama: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
+    prompts = [[seed + 1, 2 * seed + 3, seed * seed % 299] for seed in range(24)]
+    async with running(tiny_llama, trunks=2) as system:
+        asked = [system.client.generate(p, GREEDY).complete() for p in prompts]
+        answers = await asyncio.gather(*asked)
+        assert {answer.stats.node for answer in answers} == {t.name for t in system.trunks}
+    assert [answer.tokens for answer in answers] == [oracle(model, p) for p in prompts]
+
+
+async def test_cancelling_a_generation_frees_the_trunk_at_once(tiny_llama: Path) -> None:
+    async with running(tiny_llama) as system:
+        trunk = system.trunks[0]
+        free = trunk.kv_positions_free
+        endless = SamplingSettings(max_new_tokens=400, ignore_eos=True)
+        first = asyncio.Event()
+
+        async def generate() -> None:
+            async for _ in system.client.generate([1, 2, 3], endless):
+                first.set()
+
+        task = asyncio.create_task(generate())
+        await first.wait()
+        assert trunk.kv_positions_free < free
+        task.cancel()
+        await asyncio.wait([task])
+        await until(lambda: trunk.sessions == 0, seconds=1)
+        assert trunk.kv_positions_free == free
+
+
+async def test_leaving_the_loop_early_frees_the_trunk(tiny_llama: Path) -> None:
+    async with running(tiny_llama) as system:
+        async for _ in system.client.generate([1, 2], GREEDY):
+            break
+        await until(lambda: system.trunks[0].sessions == 0, seconds=1)
+
+
+async def test_a_client_of_another_cut_is_refused_by_name(tiny_llama: Path) -> None:
+    async with running(tiny_llama) as system:
+        other = system.settings.replace(model={"head_blocks": 2})
+        from nodes import ClientNode
+
+        async with ClientNode(other) as stranger:
+            with pytest.raises(FingerprintMismatch, match="no node serves"):
+                await stranger.generate([1], GREEDY).complete()
+
+
+async def test_a_full_node_says_busy_and_serves_once_it_has_room(tiny_llama: Path) -> None:
+    overrides = ["trunk.max_sessions=1", "client.give_up_s=0.3"]
+    async with running(tiny_llama, *overrides) as system:
+        async with system.client.session(50):
+            with pytest.raises(Busy):
+                await system.client.generate([1], GREEDY).complete()
+        answer = await system.client.generate([1], GREEDY).complete()
+    assert len(answer.tokens) == NEW
+
+
+async def test_prompts_that_cannot_be_are_refused_before_anything_is_sent(
+    tiny_llama: Path,
+) -> None:
+    async with running(tiny_llama) as system:
+        most = system.client.model.max_positions
+        with pytest.raises(InvalidPrompt):
+            await system.client.generate([], GREEDY).complete()
+        with pytest.raises(InvalidPrompt):
+            await system.client.generate([system.client.model.vocab], GREEDY).complete()
+        with pytest.raises(ContextOverflow):
+            await system.client.generate([1] * most, GREEDY).complete()
+        await until(lambda: system.trunks[0].sessions == 0)

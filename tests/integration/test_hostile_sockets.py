@@ -1,0 +1,142 @@
+"""Garbage at live sockets: the system goes on serving, and each frame gets a typed answer."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from fedsea_mq.model.sampling import SamplingSettings
+from fedsea_mq.protocol.envelope import Envelope, Kind
+from fedsea_mq.protocol.frames import Frame
+from fedsea_mq.protocol.messages import Extend, Load, Nothing, Open, Register, Rollback
+from fedsea_mq.protocol.payload import WireDtype
+from tests.integration.systems import System, running, until
+
+FRAMES = 20_000
+ONE = SamplingSettings(max_new_tokens=4, ignore_eos=True)
+
+
+def seeds(system: System) -> list[list[bytes]]:
+    """Good frames to mutate, one of each kind a client or node may send."""
+    session = secrets.token_bytes(16)
+    fingerprint = system.client.model.fingerprint
+    load = Load(kv_positions_free=1, kv_positions_total=1, sessions=0)
+    bodies: list[tuple[Kind, Any, list[bytes]]] = [
+        (Kind.OPEN, Open(fingerprint, 64, WireDtype.FP32), []),
+        (Kind.EXTEND, Extend(0, 2, 1), [bytes(2 * 64 * 4)]),
+        (Kind.ROLLBACK, Rollback(0), []),
+        (Kind.RENEW, Nothing(), []),
+        (Kind.STATUS, Nothing(), []),
+        (Kind.HEARTBEAT, load, []),
+        (Kind.REGISTER, Register("x", fingerprint, 1, 1, 64, load, [session]), []),
+    ]
+    return [
+        Frame.build(kind, body, session=session, seq=7, payload=payload).parts()
+        for kind, body, payload in bodies
+    ]
+
+
+def mutate(rng: random.Random, parts: list[bytes]) -> list[bytes]:
+    mutant = [bytearray(part) for part in parts]
+    for _ in range(rng.randint(0, 3)):
+        at = rng.randrange(len(mutant))
+        match rng.randrange(5):
+            case 0 if mutant[at]:
+                mutant[at][rng.randrange(len(mutant[at]))] = rng.randrange(256)
+            case 1:
+                del mutant[at][rng.randint(0, len(mutant[at])) :]
+            case 2:
+                mutant[at] += rng.randbytes(rng.randint(1, 200))
+            case 3:
+                mutant.insert(at, bytearray(rng.randbytes(rng.randint(0, 64))))
+            case _ if len(mutant) > 1:
+                del mutant[at]
+    return [bytes(part) for part in mutant]
+
+
+async def test_mutated_frames_at_the_brokers_ports_harm_nobody(tiny_llama: Path) -> None:
+    rng = random.Random(4)
+    async with running(tiny_llama) as system:
+        wanted = await system.client.generate([1, 2, 3], ONE).complete()
+        for endpoint in (system.broker.clients, system.broker.nodes):
+            await _throw(rng, endpoint, seeds(system))
+        again = await system.client.generate([1, 2, 3], ONE).complete()
+    assert again.tokens == wanted.tokens
+
+
+async def test_mutated_frames_of_an_open_session_harm_nobody(tiny_llama: Path) -> None:
+    """The broker relays by the envelope, so these reach the trunk."""
+    rng = random.Random(5)
+    async with running(tiny_llama) as system:
+        wanted = await system.client.generate([1, 2, 3], ONE).complete()
+        opening = seeds(system)[0]
+        session = Envelope.decode(opening[0]).session
+        frames = [p for p in seeds(system) if Envelope.decode(p[0]).kind is not Kind.REGISTER]
+        relayed = [
+            [Envelope(Envelope.decode(p[0]).kind, session, 9).encode(), *p[1:]] for p in frames
+        ]
+        await _throw(rng, system.broker.clients, relayed, first=opening, keep_envelope=True)
+        again = await system.client.generate([1, 2, 3], ONE).complete()
+        assert again.tokens == wanted.tokens
+        assert system.trunks[0].sessions <= 2
+
+
+async def _throw(
+    rng: random.Random,
+    endpoint: str,
+    good: list[list[bytes]],
+    *,
+    first: list[bytes] | None = None,
+    keep_envelope: bool = False,
+) -> None:
+    """Send mutated frames and read what comes back: always a frame of the protocol."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.set(zmq.LINGER, 0)
+        socket.connect(endpoint)
+        if first is not None:
+            socket.send_multipart(first)
+            (accept,) = await _answers(socket, at_least=1)
+            assert accept.envelope.kind is Kind.ACCEPT
+        answers = 0
+        for number in range(FRAMES):
+            parts = mutate(rng, rng.choice(good))
+            if keep_envelope:
+                parts[:1] = [rng.choice(good)[0]]
+            if parts:
+                socket.send_multipart(parts)
+            if number % 16 == 0:
+                answers += len(await _answers(socket))
+        answers += len(await _answers(socket, at_least=FRAMES // 4 - answers))
+    assert answers >= FRAMES // 4
+
+
+async def _answers(socket: zmq.Socket[bytes], at_least: int = 0) -> list[Frame]:
+    """Every frame that has come, once there are `at_least` so many."""
+    frames: list[Frame] = []
+    async with asyncio.timeout(10):
+        while True:
+            await asyncio.sleep(0.002 if len(frames) < at_least else 0)
+            while socket.poll(0):
+                frames.append(Frame.read(socket.recv_multipart()))
+            if len(frames) >= at_least:
+                return frames
+
+
+async def test_an_oversize_part_is_cut_off_and_others_go_on(tiny_llama: Path) -> None:
+    async with running(tiny_llama, "broker.max_part_mb=1") as system:
+        with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+            socket.set(zmq.LINGER, 0)
+            socket.connect(system.broker.clients)
+            socket.send_multipart([Envelope(Kind.STATUS).encode(), bytes(2 << 20)])
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await _answers(socket, at_least=1)
+        answer = await system.client.generate([1], ONE).complete()
+        assert len(answer.tokens) == 4
+        await until(lambda: system.trunks[0].sessions == 0)
