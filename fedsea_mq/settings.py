@@ -1,4 +1,4 @@
-"""One typed schema for every configuration file, environment and command line.
+"""One typed schema for every configuration file and command line.
 
 A file is YAML; every key has a default, and every key can be overridden as `section.key=value`.
 """

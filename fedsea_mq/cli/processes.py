@@ -15,7 +15,8 @@ from typing import Any, Self
 from fedsea_mq.errors import ProcessFailed
 from fedsea_mq.settings import Settings
 
-_READY_S = 120.0
+# A large checkpoint is hashed and read first.
+_READY_S = 900.0
 _STOP_S = 15.0
 _TAIL_CHARS = 2000
 _LINE_BYTES = 16 << 20
@@ -91,13 +92,13 @@ class Child:
         assert self.process.stdin is not None
         self.process.stdin.close()
 
-    async def stop(self) -> int:
+    async def stop(self, within_s: float = _STOP_S) -> int:
         """SIGTERM, then SIGKILL for a child that does not end; its exit status."""
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 self.process.terminate()
             try:
-                async with asyncio.timeout(_STOP_S):
+                async with asyncio.timeout(within_s):
                     await self.process.wait()
             except TimeoutError:
                 self.process.kill()
@@ -173,8 +174,9 @@ class LocalSystem:
     async def __aexit__(self, *_: object) -> None:
         # Clients, then trunks, then the broker: each says goodbye to one that still listens.
         first = [c for c in self._children if c not in self.trunks and c is not self._broker]
+        within_s = _STOP_S + self.settings.trunk.drain_s
         for group in (first, self.trunks, [self._broker] if self._broker else []):
-            await asyncio.gather(*(child.stop() for child in group))
+            await asyncio.gather(*(child.stop(within_s) for child in group))
         self._folder.cleanup()
 
     @property

@@ -69,14 +69,16 @@ async def verify(settings: Settings, asks: Ask, *, every_cut: bool) -> list[Verd
     cuts = (
         legal_cuts(checkpoint.blocks) if every_cut else [Cut(model.head_blocks, model.tail_blocks)]
     )
-    oracle = _oracle(checkpoint, settings, prompts, asks.new_tokens)
     with progress_bar() as progress:
         task = progress.add_task("cuts", total=len(cuts))
-        verdicts = []
+        runs = []
         for cut in cuts:
-            verdicts.append(await _verify_cut(settings, cut, prompts, oracle, checkpoint))
+            runs.append(await _run_split(settings, cut, prompts, asks.new_tokens))
             progress.advance(task)
-    return verdicts
+    # Last, so that this process never holds the unsplit model while it starts the others.
+    oracle = _oracle(checkpoint, settings, prompts, asks.new_tokens)
+    floor = checkpoint.hidden * DTYPES[model.dtype].itemsize
+    return [run.against(oracle, model.dtype, floor) for run in runs]
 
 
 def _oracle(
@@ -96,7 +98,7 @@ def _oracle(
             attention_mask=torch.ones_like(ids),
             max_new_tokens=new_tokens,
             do_sample=False,
-            eos_token_id=None,
+            eos_token_id=sorted(checkpoint.eos_token_ids) or None,
             pad_token_id=0,
             return_dict_in_generate=True,
             output_logits=True,
@@ -106,21 +108,43 @@ def _oracle(
     return answers
 
 
-async def _verify_cut(
-    settings: Settings,
-    cut: Cut,
-    prompts: Sequence[list[int]],
-    oracle: Sequence[_Answer],
-    checkpoint: Checkpoint,
-) -> Verdict:
-    dtype = settings.model.dtype
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What the split system did at one cut."""
+
+    cut: Cut
+    answers: list[_Answer]
+    bytes_per_decode_token: dict[str, float]
+    peak_rss: dict[str, int]
+    baseline_rss: dict[str, int]
+    tensor_bytes: dict[str, int]
+
+    def against(self, oracle: Sequence[_Answer], dtype: str, floor: int) -> Verdict:
+        pairs = list(zip(self.answers, oracle, strict=True))
+        return Verdict(
+            head_blocks=self.cut.head_blocks,
+            tail_blocks=self.cut.tail_blocks,
+            dtype=dtype,
+            prompts=len(pairs),
+            identical=sum(ours.tokens == theirs.tokens for ours, theirs in pairs),
+            max_abs_logit_diff=max(_logit_diff(ours, theirs) for ours, theirs in pairs),
+            bytes_per_decode_token=self.bytes_per_decode_token,
+            payload_floor_bytes=floor,
+            peak_rss=self.peak_rss,
+            baseline_rss=self.baseline_rss,
+            tensor_bytes=self.tensor_bytes,
+        )
+
+
+async def _run_split(
+    settings: Settings, cut: Cut, prompts: Sequence[list[int]], new_tokens: int
+) -> _Run:
     plain = settings.replace(
         model={"head_blocks": cut.head_blocks, "tail_blocks": cut.tail_blocks},
         noise={"mode": "off"},
         trunk={"nodes": 1},
-        client={"wire_dtype": dtype},
+        client={"wire_dtype": settings.model.dtype},
     )
-    new_tokens = len(oracle[0].tokens)
     async with LocalSystem(plain) as system:
         client = await system.start_client("client")
         await client.wait_ready()
@@ -132,18 +156,13 @@ async def _verify_cut(
         trunk.process.terminate()
         peaks["trunk"] = (await trunk.line())["peak_rss"]
         children = {"client": client, "trunk": trunk}
-    return Verdict(
-        head_blocks=cut.head_blocks,
-        tail_blocks=cut.tail_blocks,
-        dtype=dtype,
-        prompts=len(prompts),
-        identical=sum(a.tokens == o.tokens for a, o in zip(answers, oracle, strict=True)),
-        max_abs_logit_diff=max(_logit_diff(a, o) for a, o in zip(answers, oracle, strict=True)),
+    return _Run(
+        cut,
+        answers,
         bytes_per_decode_token={
             way: max(report[f"bytes_{way}_per_token"] for report in reports)
             for way in ("up", "down")
         },
-        payload_floor_bytes=checkpoint.hidden * DTYPES[dtype].itemsize,
         peak_rss=peaks,
         baseline_rss={name: child.ready["baseline_rss"] for name, child in children.items()},
         tensor_bytes={name: child.ready["tensor_bytes"] for name, child in children.items()},
@@ -160,7 +179,7 @@ async def _ask(
             {
                 "id": str(number),
                 "tokens": prompt,
-                "sampling": {"max_new_tokens": new_tokens, "ignore_eos": True},
+                "sampling": {"max_new_tokens": new_tokens},
                 "logits": str(files[number]),
             }
         )
@@ -182,7 +201,7 @@ async def _ask(
 def _logit_diff(answer: _Answer, oracle: _Answer) -> float:
     """Largest difference up to and including the first step where the tokens part."""
     same = 0
-    for ours, theirs in zip(answer.tokens, oracle.tokens, strict=True):
+    for ours, theirs in zip(answer.tokens, oracle.tokens, strict=False):
         same += 1
         if ours != theirs:
             break

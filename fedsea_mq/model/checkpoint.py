@@ -196,7 +196,7 @@ def _fetch(hub_id: str) -> Path:
     # Imported here: a local model needs no hub.
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.safetensors", "*.json", "tokenizer.model"]
+    wanted = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
     try:
         return Path(snapshot_download(hub_id, allow_patterns=wanted))
     except Exception as error:  # the hub client raises many unrelated types

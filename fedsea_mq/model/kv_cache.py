@@ -1,8 +1,9 @@
 """The keys and values of one session, for one run of blocks.
 
 One contiguous buffer a session, reserved for all the positions it may hold and read in place:
-gathering slots or pages into a padded batch was measured 5 x slower on CPU. Memory that no position
-has reached yet is virtual only, the operating system pages it in as the session grows.
+gathering slots or pages into a padded batch was measured 5 x slower on CPU. There, memory that no
+position has reached yet is virtual only, and paged in as the session grows; on a GPU it is taken at
+once.
 """
 
 from __future__ import annotations

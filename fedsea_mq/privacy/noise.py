@@ -1,9 +1,9 @@
 """Gaussian noise for the hidden states that leave the head (paper, section on security).
 
-The generator is a cryptographic stream keyed from OS entropy, one key a client and one stream a
-token prefix:
+The generator is a cryptographic stream keyed from OS entropy, one key a client node that is entered
+and one stream a token prefix:
 
-    key      = 32 bytes of OS entropy, kept in this process only
+    key      = 32 bytes of OS entropy, never leaves the memory of its client node
     chain_i  = BLAKE2b(chain_{i-1} || token_i),  chain_{-1} = BLAKE2b(key; domain)
     noise_i  = std * BoxMuller(ChaCha20(chain_i))
 

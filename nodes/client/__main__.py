@@ -94,17 +94,21 @@ async def _answer(client: ClientNode, line: bytes) -> None:
     except FedSeaError as error:
         announce(id=request.id, error=type(error).__name__, message=str(error))
         return
-    if request.logits is not None:
-        np.save(request.logits, torch.stack(steps).numpy())
+    try:
+        if request.logits is not None:
+            np.save(request.logits, torch.stack(steps).numpy())
+    except OSError as error:
+        announce(id=request.id, error="OSError", message=str(error.strerror))
+        return
     announce(id=request.id, done=_report(generation, ids, "".join(texts)))
 
 
 def _generation(client: ClientNode, request: Request, steps: list[torch.Tensor]) -> Generation:
+    on_logits = None if request.logits is None else lambda logits: steps.append(logits.cpu())
     if request.messages is not None:
-        return client.chat(request.messages, request.sampling)
+        return client.chat(request.messages, request.sampling, on_logits=on_logits)
     prompt = request.prompt if request.prompt is not None else request.tokens
     assert prompt is not None
-    on_logits = None if request.logits is None else lambda logits: steps.append(logits.cpu())
     return client.generate(prompt, request.sampling, on_logits=on_logits)
 
 

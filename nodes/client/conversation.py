@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack
 from typing import Self
 
@@ -60,7 +60,7 @@ class Conversation:
 
     async def _answer(
         self, messages: list[Message], generation: Generation
-    ) -> AsyncIterator[Token]:
+    ) -> AsyncGenerator[Token]:
         prompt = self._render(messages)
         if len(prompt) >= self._max_positions:
             raise ContextOverflow(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -100,12 +100,12 @@ class GenerationPlan:
 class Generation:
     """Tokens as they come: `async for token in generation`; `finish` and `stats` once it ended."""
 
-    def __init__(self, steps: Callable[[Generation], AsyncIterator[Token]]) -> None:
+    def __init__(self, steps: Callable[[Generation], AsyncGenerator[Token]]) -> None:
         self._steps = steps
         self.stats = GenerationStats()
         self.finish = Finish.LENGTH
 
-    def __aiter__(self) -> AsyncIterator[Token]:
+    def __aiter__(self) -> AsyncGenerator[Token]:
         return self._steps(self)
 
     async def complete(self) -> Completion:
@@ -119,7 +119,7 @@ class Generation:
 
 async def decode(
     session: ClientSession, prompt: Sequence[int], plan: GenerationPlan, generation: Generation
-) -> AsyncIterator[Token]:
+) -> AsyncGenerator[Token]:
     """Advance `session` to the end of `prompt`, then a sampled token at a time.
 
     The session may hold a prefix of the prompt already. The last token is sampled, not cached.

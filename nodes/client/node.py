@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Self
@@ -103,9 +103,16 @@ class ClientNode:
         ids = self._encode(prompt) if isinstance(prompt, str) else list(prompt)
         return self._generation(ids, self._plan(sampling, on_logits=on_logits))
 
-    def chat(self, messages: list[Message], sampling: SamplingSettings = _GREEDY) -> Generation:
-        """Answer chat messages (`role`, `content`) by the model's chat template."""
-        return self._generation(self._render(messages), self._plan(sampling, strip_start=True))
+    def chat(
+        self,
+        messages: list[Message],
+        sampling: SamplingSettings = _GREEDY,
+        *,
+        on_logits: OnLogits | None = None,
+    ) -> Generation:
+        """Answer chat messages (`role`, `content`) by the model's chat template; see `generate`."""
+        plan = self._plan(sampling, strip_start=True, on_logits=on_logits)
+        return self._generation(self._render(messages), plan)
 
     def conversation(
         self, sampling: SamplingSettings = _GREEDY, max_positions: int = _CHAT_POSITIONS
@@ -125,7 +132,7 @@ class ClientNode:
         )
 
     def _generation(self, prompt: list[int], plan: GenerationPlan) -> Generation:
-        async def steps(generation: Generation) -> AsyncIterator[Token]:
+        async def steps(generation: Generation) -> AsyncGenerator[Token]:
             positions = self._positions(prompt, plan.sampling)
             async with self.session(positions) as session:
                 async for token in decode(session, prompt, plan, generation):
