@@ -13,7 +13,7 @@ from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.settings import Settings
 from nodes import ClientNode, TrunkNode
 
-QUESTION = "Mirith is a baker in Oakholt. She keeps a red fox.\nWhere does Mirith live?"
+QUESTION = "Kalith is a baker in Oakholt. She keeps a red fox.\nWhere does Kalith live?"
 
 
 async def main() -> None:

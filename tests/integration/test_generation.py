@@ -21,8 +21,14 @@ PROMPTS = [[5], list(range(7, 24)), [3, 1, 4, 1, 5, 9, 2, 6] * 5, list(range(290
 
 
 def oracle(model: Any, prompt: list[int], new: int = NEW) -> list[int]:
+    ids = torch.tensor([prompt])
+    # The mask is said: transformers would guess from padding ids, which these prompts may hold.
     out = model.generate(
-        torch.tensor([prompt]), max_new_tokens=new, do_sample=False, eos_token_id=None
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=new,
+        do_sample=False,
+        eos_token_id=None,
     )
     return out[0, len(prompt) :].tolist()
 
@@ -43,7 +49,7 @@ async def test_the_embedded_model_answers_as_unsplit() -> None:
     async with running("embedded") as system:
         checkpoint = system.client.model.checkpoint
         prompt = list(
-            checkpoint.tokenizer(" Mirith keeps a red fox. Toban is a baker.")["input_ids"]
+            checkpoint.tokenizer(" Kalith keeps a red fox. Toban is a baker.")["input_ids"]
         )
         answer = await system.client.generate(prompt, GREEDY).complete()
     model = AutoModelForCausalLM.from_pretrained(checkpoint.folders[0], dtype=torch.float32).eval()
