@@ -178,6 +178,12 @@ class BrokerCore:
     ) -> Iterator[Send]:
         offer = Frame(envelope, bytes(parts[1])).body(Register)
         self._registry.register(peer, offer, now)
+        held = set(offer.sessions)
+        gone = [
+            i for i, r in self._routes.items() if r.node == peer and r.accepted and i not in held
+        ]
+        for session in gone:
+            del self._routes[session]
         for session in offer.sessions:
             known = self._routes.get(session)
             client = known.client if known is not None else None

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from fedsea_mq.errors import CheckpointError, IllegalCut, UnsupportedModel
@@ -155,7 +154,7 @@ class Checkpoint:
         """Read these tensors, and only these, in the compute dtype.
 
         Raises:
-            CheckpointError: a tensor is missing, or differs from the shard's manifest.
+            CheckpointError: a tensor is missing, damaged, or differs from the shard's manifest.
         """
         missing = [name for name in names if name not in self.tensors]
         if missing:
@@ -167,10 +166,8 @@ class Checkpoint:
     def _read(self, stored: StoredTensor, dtype: torch.dtype, device: str) -> torch.Tensor:
         if self.manifest is not None and stored.digest() != self._expected_digest(stored.name):
             raise CheckpointError(f"{stored.file}: tensor {stored.name} is not the one sharded")
-        with safe_open(stored.file, framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(stored.name)
-            # A copy, so that no view keeps the mapped file alive.
-            return tensor.to(device, dtype, copy=True)
+        # A copy, so that no view keeps the mapped file alive.
+        return stored.read().to(device, dtype, copy=True)
 
     def _expected_digest(self, name: str) -> str | None:
         # A tied model's tail shard carries the embedding under lm_head's name.

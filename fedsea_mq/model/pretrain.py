@@ -21,8 +21,8 @@ _SNAPSHOT_STEPS: Final = 500
 # Up to this share of the steps, documents like these: copying first, then finding answers among
 # several people, and only then judging and summarising, which build on finding.
 _CURRICULUM: Final = (
-    (0.06, Stage((1,), repeats=0.4, conversations=0.6, understandings=0.0)),
-    (0.30, Stage((1, 2, 2), repeats=0.1, conversations=0.9, understandings=0.0)),
+    (0.05, Stage((1,), repeats=0.4, conversations=0.6, understandings=0.0)),
+    (0.25, Stage((2,), repeats=0.05, conversations=0.95, understandings=0.0)),
     (1.0, FULL),
 )
 
@@ -32,7 +32,7 @@ class PretrainSettings:
     """Size and schedule of a training run. The defaults made the embedded model."""
 
     seed: int = 0
-    steps: int = 7000
+    steps: int = 6000
     batch_tokens: int = 2560
     peak_learning_rate: float = 1.5e-3
     warmup_steps: int = 100

@@ -25,8 +25,7 @@ CHAT_TEMPLATE: Final = (
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 IGNORED: Final = -100
-# Words of the world occur this often; whole names do not, and stay syllables: a name never seen
-# in training then looks like any other.
+# Words and names of the world occur this often, and become one token each.
 _MIN_FREQUENCY: Final = 350
 _TOKENIZER_DOCUMENTS: Final = 12_000
 _POOL_BATCHES: Final = 8

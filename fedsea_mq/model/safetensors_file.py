@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
+
 from fedsea_mq.errors import CheckpointError
 
 _MAX_HEADER_BYTES = 100 << 20
@@ -43,6 +46,19 @@ class StoredTensor:
                 digest.update(chunk)
                 left -= len(chunk)
         return digest.hexdigest()
+
+    def read(self) -> torch.Tensor:
+        """The tensor in its stored dtype, perhaps as a view of the file.
+
+        Raises:
+            CheckpointError: the file is damaged, or is gone.
+        """
+        try:
+            with safe_open(self.file, framework="pt") as file:
+                tensor: torch.Tensor = file.get_tensor(self.name)
+                return tensor
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.file}: tensor {self.name} cannot be read") from error
 
 
 def stored_tensors(file: Path) -> list[StoredTensor]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fedsea_mq.errors import CheckpointError
@@ -54,7 +52,7 @@ def _write_part(checkpoint: Checkpoint, cut: Cut, part: Part, folder: Path) -> i
                 shutil.copy(source / name, folder)
     names = checkpoint.names(part, cut)
     for number, group in enumerate(_groups(checkpoint, names)):
-        tensors = {_own_name(name, part): _stored(checkpoint, name) for name in group}
+        tensors = {_own_name(name, part): checkpoint.tensors[name].read() for name in group}
         save_file(tensors, folder / f"model-{number:05d}.safetensors", metadata={"format": "pt"})
     Manifest(part, cut.head_blocks, cut.tail_blocks, checkpoint.digests).write(folder)
     return checkpoint.nbytes(names)
@@ -72,9 +70,3 @@ def _groups(checkpoint: Checkpoint, names: list[str]) -> list[list[str]]:
 
 def _own_name(name: str, part: Part) -> str:
     return LM_HEAD if part is Part.TAIL and name == EMBEDDING else name
-
-
-def _stored(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    with safe_open(checkpoint.tensors[name].file, framework="pt") as file:
-        tensor: torch.Tensor = file.get_tensor(name)
-        return tensor.contiguous()

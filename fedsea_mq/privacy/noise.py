@@ -76,6 +76,7 @@ class NoiseSource:
 
     def add(self, states: torch.Tensor, digests: Sequence[bytes]) -> torch.Tensor:
         """`[positions, hidden]` states plus noise, in fp32; one digest of the chain a position."""
+        assert len(digests) == states.shape[0]  # fewer would repeat the noise over positions
         states = states.float()
         if self.std == 0.0:
             return states

@@ -118,6 +118,8 @@ class TrunkSessions:
                 raise MalformedFrame(f"a {kind.name} frame is not for a trunk node")
 
     def _open(self, frame: Frame, now: float) -> list[Action]:
+        if not frame.envelope.session:
+            raise MalformedFrame("an open frame without a session id")
         asked = frame.body(Open)
         held = self._sessions.get(frame.envelope.session)
         if held is None:

@@ -1,7 +1,8 @@
 """A small invented world: who lives in it, what they own and do.
 
-Names are built from syllables and every story draws its facts anew, so that nothing can be known of
-a person but by reading the passage. A held-out world is one whose seed training never uses.
+It has a hundred or so inhabitants and a few dozen places; every story draws its facts anew, so that
+nothing can be known of a person but by reading the passage. A held-out world is one whose seed
+training never uses.
 """
 
 from __future__ import annotations
@@ -22,6 +23,16 @@ _PLACE_FIRST: Final = (
 ).split()
 _PLACE_LAST: Final = "ford mere holt wick dale haven bridge moor stead combe".split()
 
+
+def _combined(firsts: list[str], lasts: list[str], step: int, count: int) -> list[str]:
+    """`count` names that spread evenly over the syllables."""
+    pairs = [(first, last) for first in firsts for last in lasts]
+    return ["".join(pairs[i * step % len(pairs)]) for i in range(count)]
+
+
+_SHE: Final = _combined(_FIRST, _LAST_SHE, 7, 60)
+_HE: Final = _combined(_FIRST, _LAST_HE, 7, 60)
+_PLACES: Final = _combined(_PLACE_FIRST, _PLACE_LAST, 3, 60)
 TRADES: Final = (
     "baker miller weaver potter smith tailor cooper fisher farmer hunter gardener painter mason "
     "carpenter teacher doctor singer dancer brewer tanner cobbler glazier thatcher shepherd sailor "
@@ -153,7 +164,7 @@ class World:
         names = self._distinct(count, self._name)
         homes = self._distinct(count, self._place)
         return tuple(
-            Person(name, name.endswith(tuple(_LAST_SHE)), trade, home, colour, animal, food)
+            Person(name, name in _SHE, trade, home, colour, animal, food)
             for name, home, trade, colour, animal, food in zip(
                 names,
                 homes,
@@ -174,11 +185,10 @@ class World:
         return found
 
     def _name(self) -> str:
-        endings = self._rng.choice((_LAST_SHE, _LAST_HE))
-        return self._rng.choice(_FIRST) + self._rng.choice(endings)
+        return self._rng.choice(self._rng.choice((_SHE, _HE)))
 
     def _place(self) -> str:
-        return self._rng.choice(_PLACE_FIRST) + self._rng.choice(_PLACE_LAST)
+        return self._rng.choice(_PLACES)
 
 
 def with_article(noun: str) -> str:
@@ -202,7 +212,7 @@ def _portrait(rng: random.Random, person: Person) -> list[str]:
         (
             f"{person.name} is {person.work} in {person.home}.",
             f"{person.name} works as {person.work} in {person.home}.",
-            f"In {person.home} lives {person.work} called {person.name}.",
+            f"{person.name} of {person.home} is {person.work}.",
             f"{person.name}, who lives in {person.home}, is {person.work}.",
         )
     )

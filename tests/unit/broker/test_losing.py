@@ -1,0 +1,136 @@
+"""Nodes and clients that vanish, and a broker that starts anew: nobody waits in vain."""
+
+from __future__ import annotations
+
+import pytest
+
+from broker.core import BrokerCore, Side
+from fedsea_mq.errors import Busy, NodeUnknown, SessionLost, SessionUnknown
+from fedsea_mq.protocol.envelope import Kind
+from fedsea_mq.protocol.frames import Frame
+from fedsea_mq.protocol.messages import Nothing, Registered
+from tests.unit.broker.placing import S1, S2, TERMS, Placing, closes, offer, read, refused, result
+
+A, B = b"node-a", b"node-b"
+ANNA, BERT = b"anna", b"bert"
+
+
+@pytest.fixture
+def placing() -> Placing:
+    """A broker with one node."""
+    placing = Placing()
+    placing.register(A)
+    return placing
+
+
+class TestLosing:
+    def test_given_a_silent_node_then_its_clients_are_told_and_others_are_not(
+        self, placing: Placing
+    ) -> None:
+        placing.opened(ANNA, S1, positions=1)
+        placing.register(B)
+        assert placing.opened(BERT, S2, positions=1) == B
+        placing.now += 5.0
+        placing.heartbeat(B)
+        assert placing.tick() == []
+        placing.now += 0.1
+        (sent,) = placing.tick()
+        assert (sent.side, sent.peer) == (Side.CLIENTS, ANNA)
+        assert read(sent).envelope.kind is Kind.CLOSE
+        refused(sent, SessionLost)
+        assert placing.sessions == 1
+        assert [node.name for node in placing.status().nodes] == ["node-b"]
+
+    def test_given_a_dead_node_that_speaks_again_then_it_must_register(
+        self, placing: Placing
+    ) -> None:
+        placing.now += 5.1
+        placing.tick()
+        (sent,) = placing.heartbeat(A)
+        refused(sent, NodeUnknown)
+
+    def test_given_a_node_that_leaves_then_its_clients_are_told_at_once(
+        self, placing: Placing
+    ) -> None:
+        placing.opened(ANNA, S1)
+        (sent,) = placing.node_says(A, Frame.build(Kind.LEAVE, Nothing()))
+        refused(sent, SessionLost)
+        assert placing.status().nodes == []
+
+    def test_given_an_undelivered_client_then_its_nodes_close_its_sessions_only(
+        self, placing: Placing
+    ) -> None:
+        placing.opened(ANNA, S1)
+        placing.opened(BERT, S2)
+        (back,) = placing.node_says(A, result(S1))
+        (sent,) = placing.core.undelivered(back)
+        assert closes(sent, A, S1)
+        assert placing.sessions == 1
+
+    def test_each_tick_sends_every_client_with_a_session_one_heartbeat(
+        self, placing: Placing
+    ) -> None:
+        placing.opened(ANNA, S1)
+        placing.opened(ANNA, S2)
+        placing.opened(BERT, b"3" * 16)
+        beats = placing.core.tick(placing.now)
+        assert sorted(sent.peer for sent in beats) == [ANNA, BERT]
+        assert {read(sent).envelope.kind for sent in beats} == {Kind.HEARTBEAT}
+
+    def test_given_a_client_that_no_heartbeat_reaches_then_its_sessions_are_freed(
+        self, placing: Placing
+    ) -> None:
+        placing.opened(ANNA, S1)
+        (beat,) = placing.core.tick(placing.now)
+        (sent,) = placing.core.undelivered(beat)
+        assert closes(sent, A, S1)
+        assert placing.core.tick(placing.now) == []
+
+    def test_given_an_undelivered_node_then_its_clients_are_told(self, placing: Placing) -> None:
+        placing.opened(ANNA, S1)
+        (sent,) = placing.core.undelivered(placing.extend(ANNA, S1))
+        refused(sent, SessionLost)
+        assert placing.sessions == 0
+
+
+class TestRestart:
+    def test_given_a_young_broker_then_unknown_sessions_are_told_to_wait(self) -> None:
+        placing = Placing(now=1.0)
+        told = refused(placing.extend(ANNA, S1), Busy)
+        assert isinstance(told, Busy)
+        assert told.retry_after_s == 1.0
+        placing.now = 5.1
+        refused(placing.extend(ANNA, S1), SessionUnknown)
+
+    def test_given_a_young_broker_without_nodes_then_opens_are_told_to_wait(self) -> None:
+        placing = Placing(now=1.0)
+        refused(placing.open(ANNA, S1), Busy)
+        assert placing.sessions == 0
+        placing.register(A)
+        assert placing.open(ANNA, S1).peer == A
+
+    def test_given_a_node_that_registers_with_its_sessions_then_their_clients_go_on(self) -> None:
+        placing = Placing(BrokerCore(TERMS, started_at=0.0), now=1.0)
+        placing.register(A, offer("a", sessions=[S1, S2]))
+        assert placing.sessions == 2
+        assert placing.extend(ANNA, S1).peer == A
+        (sent,) = placing.node_says(A, result(S1))
+        assert (sent.side, sent.peer) == (Side.CLIENTS, ANNA)
+
+    def test_given_a_client_that_has_not_spoken_since_then_its_frames_are_dropped(self) -> None:
+        placing = Placing(now=1.0)
+        placing.register(A, offer("a", sessions=[S1]))
+        assert placing.node_says(A, result(S1)) == []
+        assert placing.sessions == 1
+
+    def test_given_a_node_that_registers_again_then_its_clients_stay_known(
+        self, placing: Placing
+    ) -> None:
+        placing.opened(ANNA, S1)
+        placing.register(A, offer("a", sessions=[S1]))
+        (sent,) = placing.node_says(A, result(S1))
+        assert sent.peer == ANNA
+
+    def test_registration_is_answered_with_the_terms(self, placing: Placing) -> None:
+        (sent,) = placing.register(B)
+        assert read(sent).body(Registered) == Registered(heartbeat_ms=1000, timeout_ms=5000)

@@ -1,0 +1,100 @@
+"""Where a new session goes: to the node of its model with most free KV."""
+
+from __future__ import annotations
+
+import pytest
+
+from broker.registry import Registry
+from fedsea_mq.errors import Busy, FingerprintMismatch, LimitExceeded, NodeUnknown
+from fedsea_mq.protocol.messages import MAX_NODES, MAX_SESSIONS_A_NODE, Open
+from fedsea_mq.protocol.payload import WireDtype
+from tests.unit.broker.placing import LLAMA, QWEN, load, offer
+
+
+def asks(positions: int, fingerprint: str = LLAMA) -> Open:
+    return Open(fingerprint=fingerprint, max_positions=positions, dtype=WireDtype.FP16)
+
+
+@pytest.fixture
+def registry() -> Registry:
+    """Two nodes of one model, the second with more room, and one of another."""
+    registry = Registry(timeout_s=5.0)
+    registry.register(b"small", offer("small", free=60), 0.0)
+    registry.register(b"large", offer("large", free=100), 0.0)
+    registry.register(b"other", offer("other", free=900, total=900, fingerprint=QWEN), 0.0)
+    return registry
+
+
+def test_a_session_goes_to_the_node_of_its_model_with_most_free_kv(registry: Registry) -> None:
+    assert registry.place(asks(10)).peer == b"large"
+    assert registry.place(asks(10, QWEN)).peer == b"other"
+
+
+def test_room_is_set_aside_until_the_node_tells_its_load(registry: Registry) -> None:
+    placed = [registry.place(asks(30)).peer for _ in range(5)]
+    assert placed == [b"large", b"large", b"small", b"large", b"small"]
+    with pytest.raises(Busy):
+        registry.place(asks(30))
+    registry.heartbeat(b"small", load(free=30), 1.0)
+    assert registry.place(asks(30)).peer == b"small"
+
+
+def test_given_no_node_of_the_model_then_the_refusal_says_what_is_served(
+    registry: Registry,
+) -> None:
+    with pytest.raises(FingerprintMismatch, match="efefefefefef; served: abababababab, cdcd"):
+        registry.place(asks(1, "ef" * 32))
+    with pytest.raises(FingerprintMismatch, match="served: none"):
+        Registry(5.0).place(asks(1))
+
+
+def test_given_all_full_then_busy(registry: Registry) -> None:
+    registry.heartbeat(b"large", load(free=0), 1.0)
+    with pytest.raises(Busy):
+        registry.place(asks(61))
+
+
+def test_given_a_node_with_all_sessions_it_may_list_then_busy(registry: Registry) -> None:
+    registry.heartbeat(b"large", load(sessions=MAX_SESSIONS_A_NODE), 1.0)
+    with pytest.raises(Busy):
+        registry.place(asks(1))
+
+
+def test_given_a_session_no_node_could_ever_hold_then_a_node_is_asked_and_no_room_set_aside(
+    registry: Registry,
+) -> None:
+    for _ in range(3):
+        assert registry.place(asks(101)).peer == b"large"
+    assert registry.place(asks(100)).peer == b"large"
+
+
+def test_a_node_is_silent_once_it_was_not_heard_for_longer_than_the_timeout(
+    registry: Registry,
+) -> None:
+    registry.heartbeat(b"large", load(), 3.0)
+    registry.register(b"small", offer("small"), 1.0)
+    assert registry.silent(5.0) == []
+    assert registry.silent(5.1) == [b"other"]
+    assert sorted(registry.silent(6.1)) == [b"other", b"small"]
+
+
+def test_a_node_that_is_dropped_must_register_again(registry: Registry) -> None:
+    assert registry.drop(b"large")
+    assert not registry.drop(b"large")
+    assert len(registry) == 2
+    with pytest.raises(NodeUnknown):
+        registry.heartbeat(b"large", load(), 1.0)
+
+
+def test_the_number_of_nodes_is_bounded_and_known_ones_may_still_renew() -> None:
+    registry = Registry(5.0)
+    for number in range(MAX_NODES):
+        registry.register(str(number).encode(), offer("n"), 0.0)
+    with pytest.raises(LimitExceeded):
+        registry.register(b"one more", offer("n"), 0.0)
+    registry.register(b"0", offer("n"), 1.0)
+    assert len(registry) == MAX_NODES
+
+
+def test_statuses_are_sorted_by_name(registry: Registry) -> None:
+    assert [status.name for status in registry.statuses(1.0)] == ["large", "other", "small"]

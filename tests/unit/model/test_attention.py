@@ -1,0 +1,78 @@
+"""Span attention against the plain formula, mask and all."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from fedsea_mq.model.attention import Span, span_attention
+from fedsea_mq.model.kv_cache import KVCache, KVShape
+
+HEADS, KV_HEADS, HEAD_DIM = 4, 2, 8
+SHAPE = KVShape(range(3, 5), KV_HEADS, HEAD_DIM, torch.float32, "cpu")
+BLOCK: Any = SimpleNamespace(layer_idx=4)
+
+
+def draw(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def formula(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None
+) -> torch.Tensor:
+    """`[heads, n, head_dim]` by softmax(QK^T / sqrt(d)) V over a causal, sliding mask."""
+    key, value = (t.repeat_interleave(HEADS // KV_HEADS, dim=0) for t in (key, value))
+    scores = query @ key.transpose(1, 2) / math.sqrt(HEAD_DIM)
+    rows, columns = torch.arange(query.shape[1])[:, None], torch.arange(key.shape[1])
+    hidden = (columns > rows) | (columns <= rows - (window or 10**9))
+    return scores.masked_fill(hidden, -math.inf).softmax(-1) @ value
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 6, 100])
+@pytest.mark.parametrize("chunks", [[12], [1] * 12, [5, 1, 6], [6, 6]], ids=str)
+def test_whatever_the_chunks_each_position_sees_what_the_formula_says(
+    window: int | None, chunks: list[int]
+) -> None:
+    query, key, value = draw(HEADS, 12, HEAD_DIM), draw(KV_HEADS, 12, 8), draw(2, 12, HEAD_DIM) * 2
+    cache, at, outputs = KVCache(SHAPE, 12), 0, []
+    for count in chunks:
+        rows = slice(at, at + count)
+        output, weights = span_attention(
+            BLOCK,
+            query[None, :, rows],
+            key[None, :, rows],
+            value[None, :, rows],
+            None,
+            scaling=HEAD_DIM**-0.5,
+            spans=[Span(cache, at, count)],
+            sliding_window=window,
+        )
+        assert weights is None
+        outputs.append(output)
+        at += count
+    got = torch.cat(outputs, dim=1)[0].transpose(0, 1)
+    torch.testing.assert_close(got, formula(query, key, value, window), atol=1e-6, rtol=1e-5)
+
+
+def test_packed_sessions_do_not_see_each_other() -> None:
+    counts = [4, 1, 3]
+    query, key, value = draw(HEADS, 8, HEAD_DIM), draw(KV_HEADS, 8, HEAD_DIM), draw(2, 8, 8) * 2
+    spans = [Span(KVCache(SHAPE, 4), 0, count) for count in counts]
+    packed, _ = span_attention(
+        BLOCK, query[None], key[None], value[None], None, scaling=HEAD_DIM**-0.5, spans=spans
+    )
+    at = 0
+    for count in counts:
+        rows = slice(at, at + count)
+        alone = formula(query[:, rows], key[:, rows], value[:, rows], None)
+        torch.testing.assert_close(packed[0, rows].transpose(0, 1), alone, atol=1e-6, rtol=1e-5)
+        at += count
+    assert packed.shape == (1, 8, HEADS, HEAD_DIM)
+
+
+def test_a_span_says_where_the_session_stands_after_it() -> None:
+    assert Span(KVCache(SHAPE, 0), 5, 3).stop == 8

@@ -1,0 +1,152 @@
+"""Head, trunk and tail together are the unsplit model, for each family and every legal cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedsea_mq.errors import CheckpointError
+from fedsea_mq.model.attention import Span
+from fedsea_mq.model.checkpoint import Checkpoint
+from fedsea_mq.model.partition import Cut, legal_cuts
+from fedsea_mq.model.parts import load_client, load_trunk
+from tests.unit.model.split import TOLERANCE, Split, oracle_logits, prompt, unsplit
+
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama, tied": ("llama", {"tie_word_embeddings": True}),
+    "llama, biased": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "mistral, window 6": ("mistral", {}),
+    "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2, window in two layers": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2},
+    ),
+    "qwen3": ("qwen3", {"tie_word_embeddings": True}),
+}
+IDS = prompt(21)
+
+
+@pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS)
+def folder(request: pytest.FixtureRequest, make_model: Callable[..., Path]) -> Path:
+    family, config = request.param
+    return make_model(family, **config)
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Any:
+    return unsplit(folder)
+
+
+@pytest.fixture(scope="module", params=legal_cuts(4), ids=str)
+def split(request: pytest.FixtureRequest, folder: Path) -> Split:
+    return Split.load(folder, request.param)
+
+
+def equal(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """Within fp32's rounding: the unsplit model's own decode is as far from its own prefill."""
+    return float((ours - theirs).abs().max() / theirs.abs().max()) <= TOLERANCE
+
+
+def test_a_prompt_in_one_piece_gives_the_unsplit_logits(split: Split, whole: Any) -> None:
+    (logits,) = split.step([(split.session(), IDS)])
+    assert float((logits - oracle_logits(whole, IDS)).abs().max()) <= TOLERANCE
+
+
+@pytest.mark.parametrize("chunks", [[8, 8, 5], [1, 6, 7, 1, 6], [20, 1]], ids=str)
+def test_a_prompt_in_chunks_gives_the_unsplit_logits(
+    split: Split, whole: Any, chunks: list[int]
+) -> None:
+    session, at, logits = split.session(), 0, []
+    for count in chunks:
+        logits += split.step([(session, IDS[at : at + count])])
+        at += count
+    assert equal(torch.cat(logits), oracle_logits(whole, IDS))
+
+
+def test_decoding_token_by_token_gives_the_unsplit_logits(split: Split, whole: Any) -> None:
+    session = split.session()
+    logits = [split.step([(session, [token])])[0] for token in IDS]
+    assert equal(torch.cat(logits), oracle_logits(whole, IDS))
+
+
+def test_sessions_packed_into_the_same_steps_each_give_their_unsplit_logits(
+    split: Split, whole: Any
+) -> None:
+    prompts = [prompt(length, seed) for seed, length in enumerate((17, 3, 9, 12))]
+    sessions = [split.session() for _ in prompts]
+    got: list[list[torch.Tensor]] = [[] for _ in prompts]
+    # Prefill beside chunks beside decodes, whoever has something left.
+    for counts in ([8, 3, 1, 5], [1, 0, 4, 1], [8, 0, 1, 6], [0, 0, 3, 0]):
+        work = [
+            (number, prompts[number][sessions[number].cached :][:count])
+            for number, count in enumerate(counts)
+            if count
+        ]
+        logits = split.step([(sessions[number], ids) for number, ids in work])
+        for (number, _), rows in zip(work, logits, strict=True):
+            got[number].append(rows)
+    for ids, rows in zip(prompts, got, strict=True):
+        assert equal(torch.cat(rows), oracle_logits(whole, ids))
+
+
+def test_after_a_rollback_other_tokens_give_their_own_logits(split: Split, whole: Any) -> None:
+    session = split.session()
+    split.step([(session, IDS)])
+    session.cached = 10
+    other = prompt(6, seed=5)
+    (logits,) = split.step([(session, other)])
+    assert equal(logits, oracle_logits(whole, IDS[:10] + other)[10:])
+
+
+def test_last_logits_are_those_of_each_sessions_last_position(tiny_llama: Path) -> None:
+    split = Split.load(tiny_llama, Cut(1, 1))
+    first, second = split.session(), split.session()
+    work = [(first, IDS[:5]), (second, IDS[5:8])]
+    expected = torch.stack([rows[-1] for rows in split.step(work)])
+    spans = [Span(session.caches[2], 0, len(ids)) for session, ids in work]
+    head = [Span(session.caches[0], 0, len(ids)) for session, ids in work]
+    trunk = [Span(session.caches[1], 0, len(ids)) for session, ids in work]
+    with torch.inference_mode():
+        states = split.trunk(split.head(torch.tensor(IDS[:8]), head), trunk)
+        logits = split.tail.last_logits(states, spans)
+    assert logits.dtype == torch.float32
+    assert equal(logits, expected)
+
+
+def test_tied_embeddings_are_held_once(make_model: Callable[..., Path]) -> None:
+    tied = Checkpoint.open(str(make_model("llama", tie_word_embeddings=True)))
+    head, tail = load_client(tied, Cut(1, 1), "fp32", "cpu")
+    assert tail.lm_head.weight.data_ptr() == head.embedding.weight.data_ptr()
+
+
+def test_a_trunk_holds_its_blocks_and_no_more(tiny_llama: Path) -> None:
+    checkpoint = Checkpoint.open(str(tiny_llama))
+    trunk = load_trunk(checkpoint, Cut(1, 2), "fp32", "cpu")
+    block = sum(t.nbytes for n, t in checkpoint.tensors.items() if n.startswith("model.layers.1."))
+    assert trunk.kv_shape.blocks == range(1, 2)
+    assert sum(p.nbytes for p in trunk.parameters()) == block
+    assert not any(p.is_meta for p in trunk.parameters())
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_weights_and_cache_take_the_compute_dtype(
+    tiny_llama: Path, dtype: str, expected: torch.dtype
+) -> None:
+    trunk = load_trunk(Checkpoint.open(str(tiny_llama)), Cut(1, 1), dtype, "cpu")
+    assert {p.dtype for p in trunk.parameters()} == {expected}
+    assert trunk.kv_shape.bytes_per_position == 2 * 2 * 2 * 16 * 2
+
+
+def test_given_weights_of_another_shape_than_the_config_says_then_it_is_an_error(
+    tiny_llama: Path, make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    other = make_model("llama", hidden_size=32, intermediate_size=48)
+    (tmp_path / "model.safetensors").symlink_to(tiny_llama / "model.safetensors")
+    (tmp_path / "config.json").symlink_to(other / "config.json")
+    with pytest.raises(CheckpointError, match="shape"):
+        load_trunk(Checkpoint.open(str(tmp_path)), Cut(1, 1), "fp32", "cpu")

@@ -1,0 +1,98 @@
+"""One valid example of each body, and what is wrong for each of its fields."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fedsea_mq.protocol import messages as m
+from fedsea_mq.protocol.payload import WireDtype
+
+FINGERPRINT = "0123456789abcdef" * 4
+LOAD = m.Load(
+    kv_positions_free=3,
+    kv_positions_total=9,
+    sessions=2,
+    positions_per_s=1.5,
+    mean_batch=2.5,
+    busy_share=0.5,
+    peak_rss_bytes=2**40,
+)
+NODE = m.NodeStatus(
+    name="trunk-1", fingerprint=FINGERPRINT, head_blocks=1, tail_blocks=1, silent_ms=0, load=LOAD
+)
+BODIES: list[Any] = [
+    m.Open(fingerprint=FINGERPRINT, max_positions=64, dtype=WireDtype.INT8),
+    m.Accept(node="trunk-1", max_frame_positions=512, lease_ms=30_000),
+    m.BusyNotice(retry_after_ms=500),
+    m.Extend(cached=0, count=1, returned=0),
+    m.Result(cached=1, returned=1),
+    m.Rollback(cached=5),
+    m.Nothing(),
+    m.ErrorNotice(code="malformed", message="what was expected and what came"),
+    LOAD,
+    m.Register(
+        name="n", fingerprint=FINGERPRINT, head_blocks=0, tail_blocks=1024, hidden=64, load=LOAD,
+        sessions=[bytes(16), b"\xff" * 16],
+    ),
+    m.Registered(heartbeat_ms=1000, timeout_ms=5000),
+    m.StatusReport(
+        uptime_s=1.0, sessions=1, frames_relayed=2, bytes_relayed=2**53, errors=0, nodes=[NODE]
+    ),
+]  # fmt: skip
+
+SECRET = "TOPSECRET"
+_NO_COUNT = [-1, 2**53 + 1, 2**63, 1.0, True, "3", None, [3], SECRET]
+_NO_POSITIONS = [*_NO_COUNT, m.MAX_POSITIONS + 1]
+_NO_MS = [*_NO_COUNT, 86_400_001]
+_NO_BLOCKS = [*_NO_COUNT, 1025]
+_NO_RATE = [-0.1, 1e13, math.inf, -math.inf, math.nan, True, "0.5", None, SECRET]
+_NO_SHARE = [*_NO_RATE, 1.1]
+_NO_DIGEST = [
+    "", FINGERPRINT[1:], FINGERPRINT + "0", FINGERPRINT[1:] + "g", FINGERPRINT.upper(),
+    FINGERPRINT + "\n", FINGERPRINT.encode(), 5, None, SECRET,
+]  # fmt: skip
+_NO_NAME = ["", "a" * 65, "a b", "a\n", "ä", "../x", b"abc", 5, None, SECRET + "!"]
+_NO_LIST = [None, 5, SECRET, {}, {SECRET: 1}, [None], [5], [SECRET], [b"short"], [bytes(17)], [[]]]
+_NO_MAP = [None, 5, SECRET, [], [SECRET], {}, {SECRET: 1}]
+
+WRONG: dict[str, list[Any]] = {
+    "fingerprint": _NO_DIGEST,
+    "max_positions": _NO_POSITIONS,
+    "dtype": ["fp64", "FP32", "", 1, None, ["fp32"], SECRET],
+    "node": _NO_NAME,
+    "name": _NO_NAME,
+    "max_frame_positions": _NO_POSITIONS,
+    "lease_ms": _NO_MS,
+    "retry_after_ms": _NO_MS,
+    "heartbeat_ms": _NO_MS,
+    "timeout_ms": _NO_MS,
+    "silent_ms": _NO_MS,
+    "cached": _NO_POSITIONS,
+    "count": [*_NO_POSITIONS, 0],
+    "returned": _NO_POSITIONS,
+    "code": ["x" * 65, b"malformed", 5, None, [SECRET]],
+    "message": ["x" * (m.MAX_MESSAGE_CHARS + 1), b"text", 5, None, [SECRET]],
+    "kv_positions_free": _NO_COUNT,
+    "kv_positions_total": _NO_COUNT,
+    "peak_rss_bytes": _NO_COUNT,
+    "frames_relayed": _NO_COUNT,
+    "bytes_relayed": _NO_COUNT,
+    "errors": _NO_COUNT,
+    "positions_per_s": _NO_RATE,
+    "mean_batch": _NO_RATE,
+    "uptime_s": _NO_RATE,
+    "busy_share": _NO_SHARE,
+    "head_blocks": _NO_BLOCKS,
+    "tail_blocks": _NO_BLOCKS,
+    "hidden": [*_NO_COUNT, 0, (1 << 16) + 1],
+    "load": _NO_MAP,
+    "nodes": [*_NO_LIST, [{}], [{SECRET: SECRET}]],
+}
+
+
+def wrong_for(body: str, field: str) -> list[Any]:
+    """Values that `field` of `body` must refuse; `sessions` is a list in one body, else a count."""
+    if field == "sessions":
+        return [*_NO_LIST, [bytes(16), b""]] if body == "Register" else _NO_COUNT
+    return WRONG[field]

@@ -1,0 +1,164 @@
+"""One schema: what is unknown or mistyped is refused, by file, key and what was expected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from fedsea_mq.errors import ConfigError
+from fedsea_mq.privacy.scale import NoiseMode
+from fedsea_mq.protocol.payload import WireDtype
+from fedsea_mq.settings import Settings
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "site.yaml"
+
+
+def refusal(file: Path | None, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        Settings.load(file, overrides)
+    return str(caught.value)
+
+
+def test_every_key_has_a_default() -> None:
+    assert Settings.load() == Settings()
+
+
+def test_a_file_changes_what_it_names_and_nothing_else(file: Path) -> None:
+    file.write_text("trunk:\n  lease_s: 5\nnoise:\n  mode: std\n")
+    loaded = Settings.load(file)
+    assert loaded.trunk.lease_s == 5.0
+    assert loaded.noise.mode is NoiseMode.STD
+    assert loaded == Settings().replace(trunk={"lease_s": 5}, noise={"mode": "std"})
+
+
+@pytest.mark.parametrize("text", ["", "# nothing but a comment\n"])
+def test_an_empty_file_is_all_defaults(file: Path, text: str) -> None:
+    file.write_text(text)
+    assert Settings.load(file) == Settings()
+
+
+def test_overrides_win_over_the_file_and_the_last_over_the_first(file: Path) -> None:
+    file.write_text("model:\n  head_blocks: 2\n")
+    loaded = Settings.load(file, ["model.head_blocks=3", "model.head_blocks=4"])
+    assert loaded.model.head_blocks == 4
+
+
+@pytest.mark.parametrize("spelling", ["off", "'off'", '"off"'])
+def test_off_is_a_word(file: Path, spelling: str) -> None:
+    file.write_text(f"noise:\n  mode: {spelling}\n")
+    assert Settings.load(file).noise.mode is NoiseMode.OFF
+    assert Settings.load(None, [f"noise.mode={spelling}"]).noise.mode is NoiseMode.OFF
+
+
+def test_what_is_written_is_what_is_loaded(file: Path) -> None:
+    written = Settings.load(
+        None, ["noise.mode=off", "client.wire_dtype=int8", "trunk.name=trunk-7", "model.threads=4"]
+    )
+    written.write(file)
+    assert Settings.load(file) == written
+    assert Settings.load(file).client.wire_dtype is WireDtype.INT8
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("trunk:\n  leases: 5\n", "unknown key trunk.leases"),
+        ("trunks:\n  lease_s: 5\n", "unknown key trunks"),
+        ("trunk:\n  lease_s: soon\n", "trunk.lease_s: Input should be a valid number"),
+        ("trunk:\n  lease_s: 0\n", "trunk.lease_s: Input should be greater than 0, found 0"),
+        ("model:\n  head_blocks: 1.5\n", "model.head_blocks: Input should be a valid integer"),
+        ("model:\n  device: tpu\n", "model.device: String should match"),
+        ("model:\n  dtype: fp64\n", "'fp32', 'bf16' or 'fp16', found 'fp64'"),
+        ("noise:\n  mode: loud\n", "'relative', 'std', 'mean_abs' or 'off', found 'loud'"),
+        ("noise:\n  scale: .nan\n", "noise.scale"),
+        ("broker:\n  clients: localhost\n", "broker.clients: String should match"),
+        ("broker:\n  timeout_ms: 1500\n", "timeout_ms must be at least twice heartbeat_ms"),
+        ("trunk: 5\n", "trunk: Input should be"),
+        ("1: 2\n", "1: Keys should be strings"),
+        ("- trunk\n", "expected sections with keys, found list"),
+        ("just words", "expected sections with keys, found str"),
+        ("trunk:\n  lease_s: [\n", "not YAML at line"),
+        ("trunk: !!python/object:os.system {}\n", "not YAML"),
+    ],
+)
+def test_a_refusal_names_the_file_the_key_and_what_was_expected(
+    file: Path, text: str, said: str
+) -> None:
+    file.write_text(text)
+    message = refusal(file)
+    assert str(file) in message
+    assert said in message
+
+
+def test_every_wrong_key_is_named_at_once(file: Path) -> None:
+    file.write_text("trunk:\n  leases: 5\nmodel:\n  threads: none\n")
+    message = refusal(file)
+    assert "trunk.leases" in message
+    assert "model.threads" in message
+
+
+def test_given_no_such_file_or_no_text_then_the_file_is_named(file: Path) -> None:
+    assert f"{file}: cannot be read" in refusal(file)
+    file.write_bytes(b"\xff\xfe\x00\x80")
+    assert f"{file}: not UTF-8 text" in refusal(file)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("trunk.lease_s", "override 'trunk.lease_s': expected section.key=value"),
+        ("lease_s=5", "expected section.key=value"),
+        ("=", "expected section.key=value"),
+        ("trunk.lease_s=soon", "trunk.lease_s: Input should be a valid number"),
+        ("trunk.leases=5", "unknown key trunk.leases"),
+        ("trunk.lease_s=[", "override trunk.lease_s: the value is not YAML"),
+        ("model.head_blocks=-1", "model.head_blocks: Input should be greater than or equal to 0"),
+    ],
+)
+def test_a_wrong_override_is_named(override: str, said: str) -> None:
+    assert said in refusal(None, override)
+
+
+def test_an_override_in_what_is_no_section_is_named(file: Path) -> None:
+    file.write_text("trunk: 5\n")
+    said = refusal(file, "trunk.lease_s=5")
+    assert said == "override trunk.lease_s: trunk is not a section with keys"
+
+
+def test_an_override_of_a_wrong_file_still_names_the_file(file: Path) -> None:
+    file.write_text("trunk:\n  leases: 5\n")
+    assert f"{file} with overrides: unknown key trunk.leases" in refusal(file, "model.threads=2")
+
+
+def test_a_section_whose_keys_are_all_commented_out_is_all_defaults(file: Path) -> None:
+    file.write_text("trunk:\n  # lease_s: 5\n")
+    assert Settings.load(file) == Settings()
+    assert Settings.load(file, ["trunk.lease_s=5"]).trunk.lease_s == 5.0
+
+
+def test_a_commands_own_defaults_yield_to_the_file_and_to_overrides(file: Path) -> None:
+    file.write_text("trunk:\n  lease_s: 5\nmodel:\n")
+    own = ["trunk.lease_s=7", "trunk.max_sessions=9", "model.threads=3", "model.dtype=bf16"]
+    loaded = Settings.load(file, ["model.threads=4"], own)
+    assert (loaded.trunk.lease_s, loaded.trunk.max_sessions) == (5.0, 9)
+    assert (loaded.model.threads, loaded.model.dtype) == (4, "bf16")
+
+
+def test_settings_do_not_change_once_made() -> None:
+    with pytest.raises(ValidationError):
+        Settings().trunk.lease_s = 5.0  # type: ignore[misc]
+
+
+def test_a_replacement_is_checked_like_a_file() -> None:
+    with pytest.raises(ConfigError, match=r"trunk\.lease_s"):
+        Settings().replace(trunk={"lease_s": -1})
+
+
+@pytest.mark.parametrize("config", sorted(Path("configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_config_that_is_shipped_loads(config: Path) -> None:
+    assert isinstance(Settings.load(config), Settings)
