@@ -298,13 +298,22 @@ def status(
 def _print_scores(title: str, scored: list[Any]) -> None:
     print_table(
         title,
-        ["noise / RMS", "sigma", "understanding", "conversation F1", "summary ROUGE-L", "cut"],
+        [
+            "noise / RMS",
+            "sigma",
+            "understanding",
+            "conversation F1",
+            "exact",
+            "summary ROUGE-L",
+            "cut",
+        ],
         [
             (
                 f"{one.sigma_over_head_rms:.2f}" if one.sigma else "off",
                 f"{one.sigma:.4f}",
                 f"{one.scores.understanding_accuracy:.1%}",
                 f"{one.scores.conversation_f1:.1%}",
+                f"{one.scores.conversation_exact:.1%}",
                 f"{one.scores.summary_rouge_l:.3f}",
                 one.cut,
             )

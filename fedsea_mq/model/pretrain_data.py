@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,7 +11,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from fedsea_mq.tasks.examples import Example, conversation, repeat, summary, understanding
+from fedsea_mq.tasks.examples import (
+    Example,
+    conversation,
+    repeat,
+    summary,
+    understanding,
+)
 from fedsea_mq.tasks.world import World
 
 BOS: Final = "<|bos|>"
@@ -31,31 +37,16 @@ _TOKENIZER_DOCUMENTS: Final = 12_000
 _POOL_BATCHES: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """What the documents of a stretch of training are like."""
-
-    people: Sequence[int]
-    """How many people a passage may portray, one drawn for each document."""
-    repeats: float
-    conversations: float
-    understandings: float
-    """Shares of the kinds of document; the rest are summaries."""
-
-
-FULL: Final = Stage((2, 3, 3), repeats=0.02, conversations=0.40, understandings=0.43)
-
-
-def document(rng: random.Random, world: World, stage: Stage) -> Example:
+def document(rng: random.Random, world: World) -> Example:
     """One training example: more turns a passage than evaluation asks, to learn more from each."""
-    story = world.story(stage.people)
+    story = world.story()
     kind = rng.random()
-    if (kind := kind - stage.repeats) < 0:
+    if kind < 0.10:
         return repeat(story)
-    if (kind := kind - stage.conversations) < 0:
-        return conversation(rng, story, turns=rng.randint(5, 9))
-    if (kind := kind - stage.understandings) < 0:
-        return understanding(rng, story, questions=rng.randint(1, 8))
+    if kind < 0.45:
+        return conversation(rng, story, turns=rng.randint(4, 8))
+    if kind < 0.88:
+        return understanding(rng, story, questions=rng.randint(1, 10))
     return summary(story)
 
 
@@ -75,7 +66,7 @@ def train_tokenizer(seed: int, vocab: int) -> PreTrainedTokenizerFast:
     texts = (
         f" {text}"
         for _ in range(_TOKENIZER_DOCUMENTS)
-        for turn in document(rng, world, FULL).turns
+        for turn in document(rng, world).turns
         for text in (turn.said, turn.answer)
     )
     tokenizer.train_from_iterator(texts, trainer)
@@ -98,17 +89,13 @@ class Batch:
 
 
 class DocumentStream:
-    """Batches of documents of similar length, the same for the same seed.
-
-    `stage` can be changed as training goes on.
-    """
+    """Batches of documents of similar length, the same for the same seed."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, batch_tokens: int) -> None:
         self._tokenizer = tokenizer
         self._world = World(seed)
         self._rng = random.Random(f"documents {seed}")
         self._batch_tokens = batch_tokens
-        self.stage = FULL
         ids = tokenizer.convert_tokens_to_ids
         self._bos, self._end = ids(BOS), ids(END)
         self._user, self._assistant = ids(ROLES["user"]), ids(ROLES["assistant"])
@@ -124,7 +111,7 @@ class DocumentStream:
         documents: list[tuple[list[int], list[bool]]] = []
         tokens = 0
         while tokens < _POOL_BATCHES * self._batch_tokens:
-            documents.append(self.encode(document(self._rng, self._world, self.stage)))
+            documents.append(self.encode(document(self._rng, self._world)))
             tokens += len(documents[-1][0])
         return documents
 
@@ -143,16 +130,18 @@ class DocumentStream:
         start = 0
         while start < len(pool):
             stop = start + 1
-            while (
-                stop < len(pool) and (stop + 1 - start) * len(pool[stop][0]) <= self._batch_tokens
-            ):
+            while stop < len(pool) and self._fits(stop + 1 - start, len(pool[stop][0])):
                 stop += 1
             yield self._pad(pool[start:stop])
             start = stop
 
+    def _fits(self, documents: int, longest: int) -> bool:
+        return documents * _rounded(longest) <= self._batch_tokens
+
     @staticmethod
     def _pad(documents: list[tuple[list[int], list[bool]]]) -> Batch:
-        longest = max(len(ids) for ids, _ in documents)
+        # Few distinct shapes: each new one costs the CPU's matmul library a set-up and memory.
+        longest = _rounded(max(len(ids) for ids, _ in documents))
         ids = torch.zeros((len(documents), longest), dtype=torch.long)
         labels = torch.full_like(ids, IGNORED)
         answers = torch.zeros_like(ids, dtype=torch.bool)
@@ -160,3 +149,7 @@ class DocumentStream:
             ids[row, : len(tokens)] = labels[row, : len(tokens)] = torch.tensor(tokens)
             answers[row, : len(tokens)] = torch.tensor(is_answer)
         return Batch(ids, labels, answers)
+
+
+def _rounded(length: int) -> int:
+    return -(-length // 16) * 16

@@ -20,6 +20,8 @@ class TaskScores:
 
     understanding_accuracy: float
     conversation_f1: float
+    conversation_exact: float
+    """The share of answers that are right as a whole, where F1 counts their words."""
     summary_rouge_l: float
 
     def points_below(self, other: TaskScores) -> float:
@@ -45,26 +47,32 @@ async def evaluate(
     """
     gate = asyncio.Semaphore(at_once)
 
-    async def mean(task: Task, score: Score) -> float:
-        async def scored(example: Example, turn: int) -> float:
-            async with gate:
-                said = await answer(example.messages(turn))
-            on_answer()
-            return score(said, example.turns[turn].answer)
+    async def said_and_right(example: Example, turn: int) -> tuple[str, str]:
+        async with gate:
+            said = await answer(example.messages(turn))
+        on_answer()
+        return said, example.turns[turn].answer
 
+    async def answered(task: Task) -> list[tuple[str, str]]:
         async with asyncio.TaskGroup() as group:
             asked = [
-                group.create_task(scored(example, turn))
+                group.create_task(said_and_right(example, turn))
                 for example in examples(task, seed, examples_a_task)
                 for turn in range(len(example.turns))
             ]
-        return fmean(task.result() for task in asked)
+        return [one.result() for one in asked]
 
+    conversation = await answered(Task.CONVERSATION)
     return TaskScores(
-        understanding_accuracy=await mean(Task.UNDERSTANDING, exact_match),
-        conversation_f1=await mean(Task.CONVERSATION, token_f1),
-        summary_rouge_l=await mean(Task.SUMMARY, RougeL()),
+        understanding_accuracy=_mean(exact_match, await answered(Task.UNDERSTANDING)),
+        conversation_f1=_mean(token_f1, conversation),
+        conversation_exact=_mean(exact_match, conversation),
+        summary_rouge_l=_mean(RougeL(), await answered(Task.SUMMARY)),
     )
+
+
+def _mean(score: Score, answers: list[tuple[str, str]]) -> float:
+    return fmean(score(said, right) for said, right in answers)
 
 
 def questions(examples_a_task: int, seed: int) -> int:

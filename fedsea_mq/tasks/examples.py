@@ -12,14 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from fedsea_mq.tasks.questions import (
-    Question,
-    about,
-    about_deed,
-    every,
-    identifying,
-    wrong_answers,
-)
+from fedsea_mq.tasks.questions import every, identifying, wrong_answers
 from fedsea_mq.tasks.world import Person, Story, World
 
 Message = dict[str, str]
@@ -64,19 +57,16 @@ def understanding(rng: random.Random, story: Story, questions: int = 1) -> Examp
     turns = []
     for question in rng.sample(every(story), questions):
         true = rng.random() < 0.5
-        candidate = question.answer if true else _wrong(rng, story, question)
+        candidate = question.answer if true else rng.choice(wrong_answers(question))
         asked = f"Question: {question.named} Is it {candidate}?"
         turns.append(Turn(asked, "yes" if true else "no"))
-    return Example(Task.UNDERSTANDING, _after_passage(story.text, turns))
+    first = Turn(f"{story.text}\n{turns[0].said}", turns[0].answer)
+    return Example(Task.UNDERSTANDING, (first, *turns[1:]))
 
 
 def summary(story: Story) -> Example:
     """One sentence: who did the deed, and what it was."""
-    deed = story.deed
-    answer = (
-        f"{deed.actor.name}, {deed.actor.work} in {deed.actor.home}, {deed.verb.past} "
-        f"{deed.things} {deed.verb.towards} {deed.other.name}."
-    )
+    answer = f"{story.person.name}, {story.work} in {story.home}, {story.deed.told}."
     said = f"The passage is: {story.text}\n{SUMMARISE}"
     return Example(Task.SUMMARY, (Turn(said, answer),))
 
@@ -87,20 +77,20 @@ def repeat(story: Story) -> Example:
 
 
 def conversation(rng: random.Random, story: Story, turns: int) -> Example:
-    """Questions that follow each other, by pronoun wherever the person is clear."""
-    asked: set[str] = set()
-    said: list[Turn] = []
+    """Questions that follow each other, by pronoun wherever the person was the last one named.
+
+    Half of them begin by asking who it is.
+    """
+    first = rng.choice(identifying(story) if rng.random() < 0.5 else every(story))
+    asked = [first, *rng.sample([q for q in every(story) if q != first], turns - 1)]
     last_named: Person | None = None
-    while len(said) < turns:
-        question = rng.choice(_next_questions(rng, story, last_named))
-        if question.named in asked:
-            continue
-        asked.add(question.named)
-        text = question.pronoun if question.person is last_named else question.named
+    said: list[Turn] = []
+    for question in asked:
+        text = question.pronoun if last_named is story.person else question.named
         said.append(Turn(text, question.answer))
         last_named = question.names_after
-    first = Turn(f"The story is: {story.text}\nMy question is: {said[0].said}", said[0].answer)
-    return Example(Task.CONVERSATION, (first, *said[1:]))
+    opening = f"The story is: {story.text}\nMy question is: {said[0].said}"
+    return Example(Task.CONVERSATION, (Turn(opening, said[0].answer), *said[1:]))
 
 
 def examples(task: Task, seed: int, count: int, *, held_out: bool = True) -> Iterator[Example]:
@@ -117,24 +107,3 @@ def examples(task: Task, seed: int, count: int, *, held_out: bool = True) -> Ite
                 yield summary(story)
             case Task.CONVERSATION:
                 yield conversation(rng, story, turns=4)
-
-
-def _next_questions(rng: random.Random, story: Story, last_named: Person | None) -> list[Question]:
-    """Stay with the person named last three times in four; otherwise move to another."""
-    if last_named not in story.people or rng.random() < 0.25:
-        person = rng.choice(story.people)
-        return [*identifying(story), *about(person), *about_deed(story)]
-    assert last_named is not None
-    deed = about_deed(story) if last_named is story.deed.actor else []
-    return [*about(last_named), *deed]
-
-
-def _wrong(rng: random.Random, story: Story, question: Question) -> str:
-    in_story, anywhere = wrong_answers(story, question)
-    pools = [pool for pool in (in_story, anywhere) if pool]
-    return rng.choice(rng.choice(pools))
-
-
-def _after_passage(passage: str, turns: list[Turn]) -> tuple[Turn, ...]:
-    first = Turn(f"{passage}\n{turns[0].said}", turns[0].answer)
-    return (first, *turns[1:])

@@ -8,8 +8,9 @@ training never uses.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 _FIRST: Final = (
@@ -30,9 +31,7 @@ def _combined(firsts: list[str], lasts: list[str], step: int, count: int) -> lis
     return ["".join(pairs[i * step % len(pairs)]) for i in range(count)]
 
 
-_SHE: Final = _combined(_FIRST, _LAST_SHE, 7, 60)
-_HE: Final = _combined(_FIRST, _LAST_HE, 7, 60)
-_PLACES: Final = _combined(_PLACE_FIRST, _PLACE_LAST, 3, 60)
+PLACES: Final = _combined(_PLACE_FIRST, _PLACE_LAST, 3, 60)
 TRADES: Final = (
     "baker miller weaver potter smith tailor cooper fisher farmer hunter gardener painter mason "
     "carpenter teacher doctor singer dancer brewer tanner cobbler glazier thatcher shepherd sailor "
@@ -75,17 +74,29 @@ VERBS: Final = (
 )
 
 
+class Facet(StrEnum):
+    """One thing about a person."""
+
+    TRADE = "trade"
+    HOME = "home"
+    PET = "pet"
+    FOOD = "food"
+
+
+_PREDICATES: Final = {
+    Facet.TRADE: ("is", "works as"),
+    Facet.HOME: ("lives in", "comes from"),
+    Facet.PET: ("keeps", "has", "owns"),
+    Facet.FOOD: ("likes", "loves", "eats"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Person:
-    """One inhabitant."""
+    """An inhabitant."""
 
     name: str
     is_she: bool
-    trade: str
-    home: str
-    colour: str
-    animal: str
-    food: str
 
     @property
     def subject(self) -> str:
@@ -97,22 +108,17 @@ class Person:
         """`her` or `his`."""
         return "her" if self.is_she else "his"
 
-    @property
-    def pet(self) -> str:
-        """The pet as an answer."""
-        return with_article(f"{self.colour} {self.animal}")
 
-    @property
-    def work(self) -> str:
-        """The trade as an answer."""
-        return with_article(self.trade)
+PEOPLE: Final = [
+    *(Person(name, is_she=True) for name in _combined(_FIRST, _LAST_SHE, 7, 60)),
+    *(Person(name, is_she=False) for name in _combined(_FIRST, _LAST_HE, 7, 60)),
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Deed:
-    """The event of a story."""
+    """What the person of a story did, with another one."""
 
-    actor: Person
     verb: Verb
     count: str
     item: str
@@ -124,20 +130,34 @@ class Deed:
         """What changed hands."""
         return f"{self.count} {self.item}"
 
+    @property
+    def told(self) -> str:
+        """What was done and with whom, without the doer."""
+        return f"{self.verb.past} {self.things} {self.verb.towards} {self.other.name}"
+
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """The people that a passage portrays, one deed, and the passage itself."""
+    """A person, four facts about them, one deed, and the passage that tells of it all."""
 
-    people: tuple[Person, ...]
+    person: Person
+    trade: str
+    home: str
+    colour: str
+    animal: str
+    food: str
     deed: Deed
     text: str
 
     @property
-    def named(self) -> tuple[Person, ...]:
-        """Everyone that the passage names: with a single portrait, the stranger too."""
-        other = self.deed.other
-        return self.people if other in self.people else (*self.people, other)
+    def pet(self) -> str:
+        """Colour and animal, with an article."""
+        return with_article(f"{self.colour} {self.animal}")
+
+    @property
+    def work(self) -> str:
+        """The trade, with an article."""
+        return with_article(self.trade)
 
 
 class World:
@@ -146,49 +166,21 @@ class World:
     def __init__(self, seed: int, *, held_out: bool = False) -> None:
         self._rng = random.Random(f"world {seed} {held_out}")
 
-    def story(self, people: Sequence[int] = (2, 3, 3)) -> Story:
-        """The next story, portraying one of these numbers of people."""
-        count = self._rng.choice(people)
-        # A deed needs two; with one portrait the other is a stranger, known by name only.
-        drawn = self._people(max(2, count))
-        portrayed = drawn[:count]
-        actor = self._rng.choice(portrayed)
-        other = self._rng.choice([person for person in drawn if person is not actor])
+    def story(self) -> Story:
+        """The next story."""
         pick = self._rng.choice
-        deed = Deed(actor, pick(VERBS), pick(COUNTS), pick(ITEMS), other, pick(SEASONS))
-        return Story(portrayed, deed, _tell(self._rng, portrayed, deed))
-
-    def _people(self, count: int) -> tuple[Person, ...]:
-        """People who share nothing, so that every question about them has one answer."""
-        draw = self._rng.sample
-        names = self._distinct(count, self._name)
-        homes = self._distinct(count, self._place)
-        return tuple(
-            Person(name, name in _SHE, trade, home, colour, animal, food)
-            for name, home, trade, colour, animal, food in zip(
-                names,
-                homes,
-                draw(TRADES, count),
-                draw(COLOURS, count),
-                draw(ANIMALS, count),
-                draw(FOODS, count),
-                strict=True,
-            )
-        )
-
-    def _distinct(self, count: int, draw: Callable[[], str]) -> list[str]:
-        found: list[str] = []
-        while len(found) < count:
-            name = draw()
-            if name not in found:
-                found.append(name)
-        return found
-
-    def _name(self) -> str:
-        return self._rng.choice(self._rng.choice((_SHE, _HE)))
-
-    def _place(self) -> str:
-        return self._rng.choice(_PLACES)
+        person, other = self._rng.sample(PEOPLE, 2)
+        trade, home, food = pick(TRADES), pick(PLACES), pick(FOODS)
+        colour, animal = pick(COLOURS), pick(ANIMALS)
+        deed = Deed(pick(VERBS), pick(COUNTS), pick(ITEMS), other, pick(SEASONS))
+        facts = {
+            Facet.TRADE: with_article(trade),
+            Facet.HOME: home,
+            Facet.PET: with_article(f"{colour} {animal}"),
+            Facet.FOOD: food,
+        }
+        text = _tell(self._rng, person, facts, deed)
+        return Story(person, trade, home, colour, animal, food, deed, text)
 
 
 def with_article(noun: str) -> str:
@@ -196,45 +188,16 @@ def with_article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def _tell(rng: random.Random, people: tuple[Person, ...], deed: Deed) -> str:
-    """The passage: each person in turn, and the deed after its actor or at the end."""
-    deed_after = rng.choice((deed.actor, people[-1]))
-    sentences: list[str] = []
-    for person in people:
-        sentences += _portrait(rng, person)
-        if person is deed_after:
-            sentences.append(_deed_sentence(rng, deed))
+def _tell(rng: random.Random, person: Person, facts: Mapping[Facet, str], deed: Deed) -> str:
+    """The facts and the deed in any order; the person by name first, later often by pronoun."""
+    said = [f"{rng.choice(_PREDICATES[facet])} {value}" for facet, value in facts.items()]
+    done = rng.choice((f"{deed.told} in {deed.season}", f"in {deed.season} {{who}} {deed.told}"))
+    said.append(done)
+    rng.shuffle(said)
+    sentences = []
+    for number, predicate in enumerate(said):
+        by_name = number == 0 or rng.random() < 0.4
+        who = person.name if by_name else person.subject
+        sentence = predicate.format(who=who) if "{who}" in predicate else f"{who} {predicate}"
+        sentences.append(f"{sentence[0].upper()}{sentence[1:]}.")
     return " ".join(sentences)
-
-
-def _portrait(rng: random.Random, person: Person) -> list[str]:
-    opening = rng.choice(
-        (
-            f"{person.name} is {person.work} in {person.home}.",
-            f"{person.name} works as {person.work} in {person.home}.",
-            f"{person.name} of {person.home} is {person.work}.",
-            f"{person.name}, who lives in {person.home}, is {person.work}.",
-        )
-    )
-    pet = f"{_mention(rng, person)} {rng.choice(('keeps', 'has', 'owns'))} {person.pet}."
-    likes = rng.choice((f"likes {person.food}", f"loves {person.food}", f"eats {person.food}"))
-    food = f"{_mention(rng, person)} {likes}."
-    rest = [pet, food]
-    rng.shuffle(rest)
-    return [opening, *rest]
-
-
-def _mention(rng: random.Random, person: Person) -> str:
-    """By name three times in four, by pronoun otherwise."""
-    return person.name if rng.random() < 0.75 else person.subject.capitalize()
-
-
-def _deed_sentence(rng: random.Random, deed: Deed) -> str:
-    done = f"{deed.verb.past} {deed.things} {deed.verb.towards} {deed.other.name}"
-    return rng.choice(
-        (
-            f"Last {deed.season} {deed.actor.name} {done}.",
-            f"In {deed.season} {deed.actor.name} {done}.",
-            f"{deed.actor.name} {done} in {deed.season}.",
-        )
-    )

@@ -48,7 +48,7 @@ def test_a_summary_says_who_did_what_in_words_of_the_passage() -> None:
 def test_a_conversation_never_asks_the_same_twice_and_answers_are_right() -> None:
     world, rng = World(2), random.Random(2)
     for _ in range(40):
-        story = world.story((2, 3))
+        story = world.story()
         turns = conversation(rng, story, turns=6).turns
         right = {(text, q.answer) for q in every(story) for text in (q.named, q.pronoun)}
         asked = [turn.said.rsplit("My question is: ", 1)[-1] for turn in turns]
@@ -85,7 +85,7 @@ async def test_given_right_answers_then_every_score_is_one() -> None:
         asked += 1
 
     scores = await evaluate(answer, examples_a_task=8, seed=5, on_answer=count)
-    assert scores == TaskScores(1.0, 1.0, 1.0)
+    assert scores == TaskScores(1.0, 1.0, 1.0, 1.0)
     assert asked == questions(8, 5) == 8 + 8 + 8 * 4
 
 
@@ -93,10 +93,10 @@ async def test_given_silence_then_every_score_is_nought() -> None:
     async def answer(_: list[Message]) -> str:
         return ""
 
-    assert await evaluate(answer, examples_a_task=4, seed=5) == TaskScores(0.0, 0.0, 0.0)
+    assert await evaluate(answer, examples_a_task=4, seed=5) == TaskScores(0.0, 0.0, 0.0, 0.0)
 
 
 def test_points_below_is_the_largest_loss_of_any_task() -> None:
-    before, after = TaskScores(0.9, 0.8, 0.7), TaskScores(0.95, 0.5, 0.6)
+    before, after = TaskScores(0.9, 0.8, 0.6, 0.7), TaskScores(0.95, 0.5, 0.1, 0.6)
     assert after.points_below(before) == pytest.approx(30)
     assert before.points_below(after) == pytest.approx(5)

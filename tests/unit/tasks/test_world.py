@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from fedsea_mq.tasks.questions import Question, Topic, every, wrong_answers
+from fedsea_mq.tasks.questions import Topic, every, wrong_answers
 from fedsea_mq.tasks.world import Story, World, with_article
 
 STORIES = 150
@@ -14,7 +14,7 @@ STORIES = 150
 
 def stories(seed: int, *, held_out: bool = False, count: int = STORIES) -> list[Story]:
     world = World(seed, held_out=held_out)
-    return [world.story((1, 2, 3)) for _ in range(count)]
+    return [world.story() for _ in range(count)]
 
 
 def test_a_world_is_the_same_for_the_same_seed_and_no_other() -> None:
@@ -36,64 +36,47 @@ def test_no_story_of_a_held_out_world_is_ever_told_in_training(seed: int) -> Non
     seen = stories(seed, count=1000)
     unseen = stories(seed, held_out=True, count=1000)
     assert not {story.text for story in seen} & {story.text for story in unseen}
-    assert not {story.deed for story in seen} & {story.deed for story in unseen}
-    assert not {p for story in seen for p in story.people} & {
-        p for story in unseen for p in story.people
-    }
-
-
-def test_people_of_a_story_share_nothing_so_that_every_question_has_one_answer() -> None:
-    for story in stories(3):
-        for trait in ("name", "trade", "home", "colour", "animal", "food"):
-            each = [getattr(person, trait) for person in story.named]
-            assert len(set(each)) == len(each)
-
-
-def found_in(question: Question, text: str) -> bool:
-    """`in spring` answers when the passage says `last spring`; all else stands there as it is."""
-    is_season = question.topic is Topic.SEASON
-    return (question.answer.removeprefix("in ") if is_season else question.answer) in text
 
 
 def test_every_questions_answer_is_in_the_passage() -> None:
     asked: set[Topic] = set()
     for story in stories(1) + stories(1, held_out=True):
         for question in every(story):
-            assert found_in(question, story.text), (question.named, question.answer, story.text)
+            # A sentence may begin with the season, and then in a capital letter.
+            assert question.answer in story.text.replace("In ", "in "), story.text
             asked.add(question.topic)
     assert asked == set(Topic)
 
 
 def test_every_question_names_its_person_or_refers_to_them_by_pronoun() -> None:
     for story in stories(2, count=20):
+        person = story.person
         for question in every(story):
             assert question.named.endswith("?")
             if question.pronoun != question.named:
-                assert question.person.name in question.named
-                words = question.pronoun.split()
-                pronouns = {question.person.subject, question.person.possessive}
-                assert pronouns & set(words)
-                assert question.person.name not in question.pronoun
+                assert person.name in question.named
+                assert {person.subject, person.possessive} & set(question.pronoun.split())
+                assert person.name not in question.pronoun
 
 
 def test_wrong_answers_are_wrong_and_of_the_same_topic() -> None:
     for story in stories(3, count=40):
-        right: dict[Topic, set[str]] = {}
         for question in every(story):
-            right.setdefault(question.topic, set()).add(question.answer)
-        for question in every(story):
-            in_story, anywhere = wrong_answers(story, question)
-            assert in_story or anywhere
-            assert question.answer not in in_story + anywhere
-            if question.topic in (Topic.TRADE, Topic.PET, Topic.FOOD, Topic.COLOUR):
-                assert set(in_story) <= right[question.topic]
+            wrong = wrong_answers(question)
+            assert len(wrong) >= 3
+            assert question.answer not in wrong
+
+
+def test_a_passage_names_its_person_before_any_pronoun() -> None:
+    for story in stories(3):
+        first = story.text.split(". ")[0]
+        assert story.person.name in first
+        assert story.deed.other is not story.person
 
 
 def test_the_deed_is_told_with_all_that_can_be_asked_about_it() -> None:
     for story in stories(6, count=40):
         deed = story.deed
-        assert deed.actor in story.people
-        assert deed.other is not deed.actor
         for said in (deed.verb.past, deed.things, deed.other.name, deed.season):
             assert said in story.text
 
