@@ -25,7 +25,7 @@ class PretrainSettings:
     """Size and schedule of a training run. The defaults made the embedded model."""
 
     seed: int = 0
-    steps: int = 3000
+    steps: int = 2200
     batch_tokens: int = 2560
     peak_learning_rate: float = 1e-3
     warmup_steps: int = 100

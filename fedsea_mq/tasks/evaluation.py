@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from fedsea_mq.tasks.examples import Example, Message, Task, examples
-from fedsea_mq.tasks.metrics import RougeL, exact_match, token_f1
+from fedsea_mq.tasks.metrics import RougeL, exact_match, same_verdict, token_f1
 
 Answer = Callable[[list[Message]], Awaitable[str]]
 Score = Callable[[str, str], float]
@@ -64,7 +64,7 @@ async def evaluate(
 
     conversation = await answered(Task.CONVERSATION)
     return TaskScores(
-        understanding_accuracy=_mean(exact_match, await answered(Task.UNDERSTANDING)),
+        understanding_accuracy=_mean(same_verdict, await answered(Task.UNDERSTANDING)),
         conversation_f1=_mean(token_f1, conversation),
         conversation_exact=_mean(exact_match, conversation),
         summary_rouge_l=_mean(RougeL(), await answered(Task.SUMMARY)),

@@ -53,13 +53,17 @@ class Example:
 
 
 def understanding(rng: random.Random, story: Story, questions: int = 1) -> Example:
-    """Is this the answer? Half of the candidates are right; wrong ones are of the same topic."""
+    """Is this the answer? Half of the candidates are right; wrong ones are of the same topic.
+
+    The right answer says what the passage holds, and then whether the candidate is that: a model
+    this small compares what it has said far more surely than what it would say.
+    """
     turns = []
     for question in rng.sample(every(story), questions):
         true = rng.random() < 0.5
         candidate = question.answer if true else rng.choice(wrong_answers(question))
         asked = f"Question: {question.named} Is it {candidate}?"
-        turns.append(Turn(asked, "yes" if true else "no"))
+        turns.append(Turn(asked, f"{question.answer}: {'yes' if true else 'no'}"))
     first = Turn(f"{story.text}\n{turns[0].said}", turns[0].answer)
     return Example(Task.UNDERSTANDING, (first, *turns[1:]))
 

@@ -23,6 +23,11 @@ def exact_match(answer: str, right: str) -> float:
     return float(_normalised(answer) == _normalised(right))
 
 
+def same_verdict(answer: str, right: str) -> float:
+    """1 if both end in the same word: the yes or no after what the passage was read to say."""
+    return float(_normalised(answer)[-1:] == _normalised(right)[-1:])
+
+
 def token_f1(answer: str, right: str) -> float:
     """Harmonic mean of precision and recall over normalised words (CoQA's and SQuAD's F1)."""
     said, wanted = _normalised(answer), _normalised(right)

