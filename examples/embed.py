@@ -13,7 +13,7 @@ from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.settings import Settings
 from nodes import ClientNode, TrunkNode
 
-QUESTION = "Kalith is a baker in Oakholt. She keeps a red fox.\nWhere does Kalith live?"
+QUESTION = "Marina is a baker in Ashford. She keeps a red fox.\nWhere does Marina live?"
 
 
 async def main() -> None:
