@@ -38,15 +38,24 @@ async def processes(model: Path, *overrides: str) -> AsyncIterator[LocalSystem]:
         yield system
 
 
-async def generate(client: ClientNode, at: int, fault: asyncio.Event) -> tuple[list[int], int]:
-    """All tokens and the recoveries; `fault` is set when `at` tokens have come."""
+class Pause:
+    """Stops a generation after `at` tokens, until the fault has been done."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.reached = asyncio.Event()
+        self.over = asyncio.Event()
+
+
+async def generate(client: ClientNode, pause: Pause | None = None) -> tuple[list[int], int]:
+    """All tokens and the recoveries."""
     generation = client.generate(PROMPT, SAMPLING)
     tokens: list[int] = []
     async for token in generation:
         tokens.append(token.id)
-        if len(tokens) == at:
-            fault.set()
-            await asyncio.sleep(0)
+        if pause is not None and len(tokens) == pause.at:
+            pause.reached.set()
+            await pause.over.wait()
     return tokens, generation.stats.recoveries
 
 
@@ -69,15 +78,15 @@ async def test_a_trunk_that_goes_is_replaced_without_a_wrong_token(
         processes(tiny_llama, "trunk.nodes=2", "trunk.drain_s=0") as system,
         ClientNode(system.settings) as client,
     ):
-        undisturbed, _ = await generate(client, 0, asyncio.Event())
-        fault = asyncio.Event()
-        running = asyncio.create_task(generate(client, 20, fault))
-        await fault.wait()
+        undisturbed, _ = await generate(client)
+        pause = Pause(at=20)
+        running = asyncio.create_task(generate(client, pause))
+        await pause.reached.wait()
         holder = await _holder(system)
         holder.process.send_signal(how)
+        assert await holder.process.wait() == (0 if how is signal.SIGTERM else -how)
+        pause.over.set()
         tokens, recoveries = await running
-        if how is signal.SIGTERM:
-            assert await holder.process.wait() == 0
     assert tokens == undisturbed
     assert recoveries >= 1
 
@@ -96,14 +105,15 @@ async def test_a_broker_killed_and_restarted_is_only_a_pause(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
     async with processes(tiny_llama) as system, ClientNode(system.settings) as client:
-        undisturbed, _ = await generate(client, 0, asyncio.Event())
-        fault = asyncio.Event()
-        running = asyncio.create_task(generate(client, 20, fault))
-        await fault.wait()
+        undisturbed, _ = await generate(client)
+        pause = Pause(at=20)
+        running = asyncio.create_task(generate(client, pause))
+        await pause.reached.wait()
         system.broker.process.kill()
         await system.broker.process.wait()
         again = await Child.start("broker", "broker-again", system.settings, tmp_path)
         try:
+            pause.over.set()
             await again.wait_ready()
             tokens, _ = await running
             await until_no_sessions(system, 10)

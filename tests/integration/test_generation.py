@@ -49,7 +49,7 @@ async def test_the_embedded_model_answers_as_unsplit() -> None:
     async with running("embedded") as system:
         checkpoint = system.client.model.checkpoint
         prompt = list(
-            checkpoint.tokenizer(" Kalith keeps a red fox. Toban is a baker.")["input_ids"]
+            checkpoint.tokenizer(" Marina keeps a red fox. Toban is a baker.")["input_ids"]
         )
         answer = await system.client.generate(prompt, GREEDY).complete()
     model = AutoModelForCausalLM.from_pretrained(checkpoint.folders[0], dtype=torch.float32).eval()

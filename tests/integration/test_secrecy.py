@@ -24,7 +24,7 @@ from fedsea_mq.settings import Settings
 from nodes import ClientNode, TrunkNode
 from tests.integration.systems import EXACT
 
-TEXT = "The story is: Kalith keeps a red fox. Toban is a baker in Oakholt. Who keeps the fox?"
+TEXT = "The story is: Marina keeps a red fox. Toban is a baker in Ashford. Who keeps the fox?"
 
 
 class Wiretap:
