@@ -98,7 +98,7 @@ def _oracle(
             attention_mask=torch.ones_like(ids),
             max_new_tokens=new_tokens,
             do_sample=False,
-            eos_token_id=sorted(checkpoint.eos_token_ids) or None,
+            eos_token_id=None,
             pad_token_id=0,
             return_dict_in_generate=True,
             output_logits=True,
@@ -179,7 +179,7 @@ async def _ask(
             {
                 "id": str(number),
                 "tokens": prompt,
-                "sampling": {"max_new_tokens": new_tokens},
+                "sampling": {"max_new_tokens": new_tokens, "ignore_eos": True},
                 "logits": str(files[number]),
             }
         )
