@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -207,8 +207,3 @@ def _learning_rate(settings: PretrainSettings, step: int) -> float:
         return settings.peak_learning_rate * step / settings.warmup_steps
     done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
     return settings.peak_learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
-
-
-def pretrain_settings(overrides: dict[str, int | float]) -> PretrainSettings:
-    """The default settings with some replaced."""
-    return PretrainSettings(**cast(Any, overrides))

@@ -114,20 +114,20 @@ async def test_a_broker_killed_and_restarted_is_only_a_pause(
     assert tokens == undisturbed
 
 
+async def begin_long_generation(system: LocalSystem, client: Child) -> None:
+    """Returns once the broker has heard of the client's session."""
+    await client.wait_ready()
+    sampling = {"max_new_tokens": 400, "ignore_eos": True}
+    client.ask({"id": "x", "tokens": PROMPT, "sampling": sampling})
+    async with asyncio.timeout(10):
+        while not await sessions_on(system):
+            await asyncio.sleep(0.05)
+
+
 async def test_a_client_that_vanishes_leaves_no_kv_behind(tiny_llama: Path) -> None:
     async with processes(tiny_llama, "trunk.lease_s=20") as system:
         client = await system.start_client("doomed")
-        await client.wait_ready()
-        client.ask(
-            {
-                "id": "x",
-                "tokens": PROMPT,
-                "sampling": {"max_new_tokens": 400, "ignore_eos": True},
-            }
-        )
-        async with asyncio.timeout(10):
-            while not await sessions_on(system):
-                await asyncio.sleep(0.05)
+        await begin_long_generation(system, client)
         assert client.process.pid is not None
         os.kill(client.process.pid, signal.SIGKILL)
         # Long before the lease runs out: the broker sees that the reply has nobody to go to.
@@ -137,17 +137,7 @@ async def test_a_client_that_vanishes_leaves_no_kv_behind(tiny_llama: Path) -> N
 async def test_a_frozen_client_is_let_go_when_its_lease_runs_out(tiny_llama: Path) -> None:
     async with processes(tiny_llama, "trunk.lease_s=1") as system:
         client = await system.start_client("frozen")
-        await client.wait_ready()
-        client.ask(
-            {
-                "id": "x",
-                "tokens": PROMPT,
-                "sampling": {"max_new_tokens": 400, "ignore_eos": True},
-            }
-        )
-        async with asyncio.timeout(10):
-            while not await sessions_on(system):
-                await asyncio.sleep(0.05)
+        await begin_long_generation(system, client)
         client.process.send_signal(signal.SIGSTOP)
         try:
             await until_no_sessions(system, 8)
