@@ -17,8 +17,9 @@ from fedsea_mq.model.pretrain import pretrain as train
 def pretrain(out: Path, *, steps: int | None, seed: int, threads: int, as_json: bool) -> None:
     """Train into `out`; a JSON line or a line for people every few steps."""
     torch.set_num_threads(threads)
-    chosen = PretrainSettings(seed=seed)
-    settings = PretrainSettings(seed=seed, steps=steps or chosen.steps)
+    settings = PretrainSettings(seed=seed)
+    if steps is not None:
+        settings = settings.with_steps(steps)
 
     def report(progress: PretrainProgress) -> None:
         if as_json:
@@ -27,9 +28,9 @@ def pretrain(out: Path, *, steps: int | None, seed: int, threads: int, as_json: 
             return
         left_s = (progress.steps - progress.step) * settings.batch_tokens / progress.tokens_per_s
         progress_console.print(
-            f"step {progress.step}/{progress.steps}  answer loss {progress.answer_loss:.3f}  "
-            f"accuracy {progress.answer_accuracy:.1%}  {progress.tokens_per_s:.0f} tokens/s  "
-            f"{left_s / 60:.0f} min left"
+            f"{progress.lesson}  {progress.step}/{progress.steps}  "
+            f"answer loss {progress.answer_loss:.3f}  accuracy {progress.answer_accuracy:.1%}  "
+            f"{progress.tokens_per_s:.0f} tokens/s  {left_s / 60:.0f} min left of this lesson"
         )
 
     train(settings, out, report)

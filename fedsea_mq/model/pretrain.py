@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,8 +15,10 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fedsea_mq.model.pretrain_data import Batch, DocumentStream, train_tokenizer
+from fedsea_mq.model.pretrain_data import FIRST_WORD, Batch, DocumentStream, train_tokenizer
+from fedsea_mq.model.pretrain_recall import Recall, recall_batches
 
+WORLD: Final = "world"
 _REPORT_STEPS: Final = 50
 _SNAPSHOT_STEPS: Final = 500
 
@@ -25,8 +28,14 @@ class PretrainSettings:
     """Size and schedule of a training run. The defaults made the embedded model."""
 
     seed: int = 0
-    steps: int = 2200
-    batch_tokens: int = 2560
+    # Few pairs first: with many, nothing is learned for a long time.
+    lessons: tuple[Recall, ...] = (
+        Recall(3, steps=300),
+        Recall(8, steps=100),
+        Recall(24, steps=100),
+    )
+    steps: int = 1200
+    batch_tokens: int = 4096
     peak_learning_rate: float = 1e-3
     warmup_steps: int = 100
     weight_decay: float = 0.05
@@ -41,11 +50,20 @@ class PretrainSettings:
     max_positions: int = 2048
     embedding_std: float = 0.5
 
+    def with_steps(self, steps: int) -> PretrainSettings:
+        """The same run in `steps` steps of passages, each lesson shorter in proportion."""
+        share = steps / self.steps
+        lessons = tuple(
+            replace(one, steps=max(1, round(one.steps * share))) for one in self.lessons
+        )
+        return replace(self, steps=steps, lessons=lessons)
+
 
 @dataclass(frozen=True, slots=True)
 class PretrainProgress:
     """Running means since the last report. `answer_loss` is in nats a token."""
 
+    lesson: str
     step: int
     steps: int
     answer_loss: float
@@ -66,7 +84,8 @@ def pretrain(
     def tell(progress: PretrainProgress) -> None:
         report(progress)
         # A model that can be tried before the run ends, and that outlives a run cut short.
-        if progress.step % _SNAPSHOT_STEPS == 0 or progress.step == settings.steps:
+        whole = progress.step % _SNAPSHOT_STEPS == 0 or progress.step == settings.steps
+        if progress.lesson == WORLD and whole:
             write_model(model, tokenizer, settings, out)
 
     run.train(tell)
@@ -111,7 +130,7 @@ def _initialise(model: LlamaForCausalLM, settings: PretrainSettings) -> None:
     The residual stream starts as the tokens themselves, which is what copying from the passage
     needs: with one small spread for all weights, learning took several times as many steps. Half of
     the heads start with equal query and key weights, so that a token attends to where it stood
-    before: telling whether a candidate answer is in the passage was not learned without.
+    before, which is where recall begins.
     """
     into_residual = (2 * settings.blocks) ** -0.5
     with torch.no_grad():
@@ -145,31 +164,48 @@ class _Run:
     ) -> None:
         self._settings = settings
         self._model = model
-        self._batches = iter(DocumentStream(tokenizer, settings.seed, settings.batch_tokens))
+        self._tokenizer = tokenizer
+        self._steps_done = 0
         self._optimizer = torch.optim.AdamW(
             _weight_groups(model, settings.weight_decay),
             lr=settings.peak_learning_rate,
             betas=(0.9, 0.98),
+            fused=True,
         )
 
     def train(self, report: Callable[[PretrainProgress], None]) -> None:
+        settings = self._settings
         self._model.train()
+        tokens = range(FIRST_WORD, len(self._tokenizer))
+        for number, lesson in enumerate(settings.lessons):
+            batches = recall_batches(
+                lesson, tokens, seed=settings.seed + number, batch_tokens=settings.batch_tokens
+            )
+            self._teach(str(lesson), lesson.steps, batches, report)
+        documents = DocumentStream(self._tokenizer, settings.seed, settings.batch_tokens)
+        self._teach(WORLD, settings.steps, documents, report)
+
+    def _teach(
+        self,
+        lesson: str,
+        steps: int,
+        batches: Iterable[Batch],
+        report: Callable[[PretrainProgress], None],
+    ) -> None:
         losses, hits, tokens, started = 0.0, 0.0, 0, time.perf_counter()
-        for step in range(1, self._settings.steps + 1):
-            batch = next(self._batches)
-            loss, accuracy = self._step(step, batch)
+        for step, batch in enumerate(itertools.islice(batches, steps), start=1):
+            loss, accuracy = self._step(batch)
             losses, hits, tokens = losses + loss, hits + accuracy, tokens + batch.ids.numel()
-            if step % _REPORT_STEPS == 0 or step == self._settings.steps:
+            if step % _REPORT_STEPS == 0 or step == steps:
                 count = (step - 1) % _REPORT_STEPS + 1
                 rate = tokens / (time.perf_counter() - started)
-                report(
-                    PretrainProgress(step, self._settings.steps, losses / count, hits / count, rate)
-                )
+                report(PretrainProgress(lesson, step, steps, losses / count, hits / count, rate))
                 losses, hits, tokens, started = 0.0, 0.0, 0, time.perf_counter()
 
-    def _step(self, step: int, batch: Batch) -> tuple[float, float]:
+    def _step(self, batch: Batch) -> tuple[float, float]:
+        self._steps_done += 1
         for group in self._optimizer.param_groups:
-            group["lr"] = _learning_rate(self._settings, step)
+            group["lr"] = _learning_rate(self._settings, self._steps_done)
         with torch.autocast("cpu", torch.bfloat16):
             # Padding lies on the right, so causal attention needs no mask.
             logits = self._model(input_ids=batch.ids, use_cache=False).logits
@@ -183,13 +219,14 @@ class _Run:
 
 
 def _losses(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Mean cross entropy over answer tokens and over all others; accuracy on answers."""
+    """Mean cross entropy over answer tokens and over all others, if any; accuracy on answers."""
     targets, answers = batch.labels[:, 1:], batch.answers[:, 1:]
     scores = logits[:, :-1].float()
     each = cross_entropy(scores.transpose(1, 2), targets, reduction="none")
     others = (targets >= 0) & ~answers
     hits = (scores.argmax(-1) == targets)[answers].float().mean().item()
-    return each[answers].mean(), each[others].mean(), hits
+    rest = each[others].sum() / others.sum().clamp(min=1)
+    return each[answers].mean(), rest, hits
 
 
 def _weight_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -202,8 +239,8 @@ def _weight_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str
 
 
 def _learning_rate(settings: PretrainSettings, step: int) -> float:
-    """Linear warm-up, then a cosine down to nothing."""
-    if step < settings.warmup_steps:
-        return settings.peak_learning_rate * step / settings.warmup_steps
-    done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    return settings.peak_learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    """Linear warm-up, level through the lessons, then a cosine down to nothing."""
+    lessons = sum(lesson.steps for lesson in settings.lessons)
+    warm = min(1.0, step / settings.warmup_steps)
+    done = max(0, step - lessons) / max(1, settings.steps)
+    return settings.peak_learning_rate * warm * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))

@@ -30,6 +30,9 @@ CHAT_TEMPLATE: Final = (
     "{{ '<|' + message['role'] + '|> ' + message['content'] | trim + '<|end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+_SPECIAL: Final = [PAD, BOS, END, *ROLES.values()]
+# Ids below are special tokens.
+FIRST_WORD: Final = len(_SPECIAL)
 IGNORED: Final = -100
 # Words and names of the world occur this often, and become one token each.
 _MIN_FREQUENCY: Final = 350
@@ -59,7 +62,7 @@ def train_tokenizer(seed: int, vocab: int) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,
         min_frequency=_MIN_FREQUENCY,
-        special_tokens=[PAD, BOS, END, *ROLES.values()],
+        special_tokens=_SPECIAL,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
