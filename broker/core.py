@@ -8,7 +8,7 @@ this broker know, so whoever presents it is its client, from whatever connection
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ from fedsea_mq.protocol.messages import (
     Register,
     Registered,
     StatusReport,
+    encode_body,
 )
 
 Part = Any  # bytes, or a zero-copy frame of the socket library: only envelopes are ever read
@@ -118,14 +119,15 @@ class BrokerCore:
         if not envelope.session:
             raise MalformedFrame("an open frame without a session id")
         route = self._routes.get(envelope.session)
+        # Fairness is between connections, not between whatever names clients give themselves.
+        asked = replace(Frame(envelope, bytes(parts[1])).body(Open), client=peer)
         if route is None:
-            asked = Frame(envelope, bytes(parts[1])).body(Open)
             if not len(self._registry) and self._is_young(now):
                 raise Busy("no node has registered yet", self._terms.heartbeat_ms / 1000)
             node = self._registry.place(asked)
             route = self._routes[envelope.session] = _Route(node.peer, peer, accepted=False)
         route.client = peer
-        return self._relay(Side.NODES, route.node, parts)
+        return self._relay(Side.NODES, route.node, [parts[0], encode_body(asked)])
 
     def _to_node(
         self, peer: bytes, envelope: Envelope, parts: Sequence[Part], now: float

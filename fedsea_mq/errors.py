@@ -137,6 +137,12 @@ class StepFailed(RemoteError):
     code = "step_failed"
 
 
+class DeadlineExceeded(RemoteError):
+    """The result would come after its deadline; the positions were not cached."""
+
+    code = "deadline"
+
+
 class PeerUnreachable(RemoteError):
     """The peer does not answer, or its connection is gone."""
 
@@ -156,6 +162,7 @@ _BY_CODE: dict[str, type[RemoteError]] = {
         PositionConflict,
         NodeUnknown,
         StepFailed,
+        DeadlineExceeded,
         PeerUnreachable,
     )
 }

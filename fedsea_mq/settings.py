@@ -96,6 +96,11 @@ class TrunkSettings(_Section):
     step_positions: Annotated[int, Field(ge=1, le=1 << 16)] = Field(
         1024, description="positions computed in one step over all sessions"
     )
+    max_wait_ms: Annotated[float, Field(ge=0, le=1000)] = Field(
+        10.0,
+        description="how long a step may be held back for sessions on their way; never longer "
+        "than sharing the step saves",
+    )
     lease_s: Seconds = Field(30.0, description="a session silent for longer is closed")
     drain_s: Annotated[float, Field(ge=0, le=86_400)] = Field(
         20.0, description="on SIGTERM, how long running sessions may take to end"

@@ -41,6 +41,7 @@ Hidden = Annotated[int, Field(strict=True, ge=1, le=1 << 16)]
 Digest = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
 SessionId = Annotated[bytes, Field(strict=True, min_length=SESSION_BYTES, max_length=SESSION_BYTES)]
+ClientId = Annotated[bytes, Field(strict=True, max_length=64)]
 Milliseconds = Annotated[int, Field(strict=True, ge=0, le=86_400_000)]
 Share = Annotated[float, Field(strict=True, ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(strict=True, ge=0.0, le=1e12)]
@@ -51,11 +52,18 @@ _BODY: Final = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, slots=True, config=_BODY)
 class Open:
-    """Client asks for a session of up to `max_positions` on a node of this fingerprint."""
+    """Client asks for a session of up to `max_positions` on a node of this fingerprint.
+
+    `client` is whose session it is, for fairness between clients: the broker sets it, whatever the
+    client wrote there. `urgency` orders work when there is not room for all: 0 interactive,
+    1 normal, 2 background.
+    """
 
     fingerprint: Digest
     max_positions: Positions
     dtype: WireDtype
+    client: ClientId = b""
+    urgency: Annotated[int, Field(strict=True, ge=0, le=2)] = 1
 
 
 @dataclass(frozen=True, slots=True, config=_BODY)

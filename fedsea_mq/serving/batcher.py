@@ -1,48 +1,77 @@
 """Batch the work of many sessions into steps on one compute thread.
 
-The trunk runs one batcher over its blocks, a client one over its head and one over its tail. The
-event loop never computes: decoding, the forward pass and encoding all happen on the thread, while
-the loop receives what the next step will hold.
+The trunk's work runs through its blocks, a client's through its head or its tail; each kind of work
+names its forward pass, and all work of one kind in a step shares one pass. The event loop never
+computes, and the thread never waits for the loop while there is work: it plans its own steps, and
+hands results over as each pass ends.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import operator
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 import torch
 
-from fedsea_mq.errors import NotRunning
+from fedsea_mq.errors import DeadlineExceeded, NotRunning
 from fedsea_mq.model.attention import Span
-from fedsea_mq.serving.scheduler import Scheduler
+from fedsea_mq.serving.arrivals import Arrivals
+from fedsea_mq.serving.scheduler import Owner, Scheduler, Share, StepLimits
+from fedsea_mq.serving.step_cost import StepCost
 
 R = TypeVar("R")
 # A packed `[total, ...]` input and its spans to one output a span.
 Forward = Callable[[torch.Tensor, Sequence[Span]], Sequence[torch.Tensor]]
 
+# Long work may make a step this much longer than the short work in it takes.
+_LONG_BESIDE_SHORT: Final = 0.7
+# No chunk of long work is smaller: each costs its session a whole step.
+_MIN_CHUNK: Final = 16
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class Work(Generic[R]):
-    """One session's share of a step.
+    """One session's positions to compute, in one step or, if they are many, in chunks.
 
-    `inputs` builds the `[count, ...]` input and `finish` turns the forward pass's output for the
-    span into the result; both run on the compute thread.
+    `inputs` builds the `[count, ...]` input; `finish` turns the forward pass's outputs, one a
+    chunk, into the result. Both run on the compute thread.
     """
 
+    owner: Owner
+    forward: Forward
     span: Span
     inputs: Callable[[], torch.Tensor]
-    finish: Callable[[torch.Tensor], R]
+    finish: Callable[[Sequence[torch.Tensor]], R]
+    deadline: float = math.inf
     result: asyncio.Future[R] = field(default_factory=asyncio.Future)
+    _packed: torch.Tensor | None = None
+    _outputs: list[torch.Tensor] = field(default_factory=list)
 
     @property
     def positions(self) -> int:
-        """Positions that the work adds to a step."""
+        """Positions that the work adds to its steps."""
         return self.span.count
+
+    def chunk(self, start: int, count: int) -> tuple[torch.Tensor, Span]:
+        """Input and span of `count` positions from the work's `start` on."""
+        if self._packed is None:
+            self._packed = self.inputs()
+        span = Span(self.span.cache, self.span.start + start, count)
+        return self._packed[start : start + count], span
+
+    def add(self, output: torch.Tensor, *, last: bool) -> R | None:
+        """Keep a chunk's output; the result once it is the last."""
+        self._outputs.append(output)
+        return self.finish(self._outputs) if last else None
 
 
 @dataclass(slots=True)
@@ -53,21 +82,33 @@ class StepStats:
     sessions: int = 0
     positions: int = 0
     busy_s: float = 0.0
+    waited_s: float = 0.0
+    """How long work was held back for sessions that were on their way."""
 
 
 class Batcher:
-    """Runs work in steps; use it with `async with`, submit with `run`."""
+    """Runs work in steps; use it with `async with`, submit with `run`.
 
-    def __init__(self, forward: Forward, executor: Executor, step_positions: int) -> None:
-        self._forward = forward
+    It occupies the executor's thread while it runs. `max_wait_s` bounds how long a step waits for
+    sessions that are on their way; it never waits longer than a step's fixed cost.
+    """
+
+    def __init__(self, executor: Executor, limits: StepLimits, *, max_wait_s: float = 0.01) -> None:
         self._executor = executor
-        self._scheduler: Scheduler[Work[Any]] = Scheduler(step_positions)
-        self._arrived = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._max_wait_s = max_wait_s
+        # Guards all that follows; notified when the thread may have something new to do.
+        self._changed = threading.Condition()
+        self._scheduler: Scheduler[Work[Any]] = Scheduler(limits)
+        self._arrivals = Arrivals()
+        self._stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread_done: asyncio.Future[None] | None = None
+        self._cost = StepCost()
         self.stats = StepStats()
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run_steps(), name="fedsea batcher")
+        self._loop = asyncio.get_running_loop()
+        self._thread_done = self._loop.run_in_executor(self._executor, self._run_steps)
         return self
 
     async def __aexit__(
@@ -76,84 +117,159 @@ class Batcher:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self._task is not None
-        self._task.cancel()
-        await asyncio.wait([self._task])
-        self._task = None
-        while len(self._scheduler):
-            _give_up(self._scheduler.next_step())
+        with self._changed:
+            self._stopping = True
+            waiting = self._scheduler.remove(lambda _: True)
+            self._changed.notify()
+        for work in waiting:
+            _settle(work, NotRunning("the compute loop was stopped"))
+        assert self._thread_done is not None
+        await asyncio.wait([self._thread_done])
 
     async def run(self, work: Work[R]) -> R:
         """Queue `work` and wait for its result.
 
         Raises:
             NotRunning: the batcher was not entered, or was left.
+            Busy: as much work waits as may.
+            DeadlineExceeded: the work's deadline passed before its last step.
             Exception: whatever `inputs`, the forward pass or `finish` raised.
         """
-        if self._task is None or self._task.done():
-            raise NotRunning("the compute loop is not running")
-        self._scheduler.add(work)
-        self._arrived.set()
-        return await work.result
+        with self._changed:
+            if self._loop is None or self._stopping:
+                raise NotRunning("the compute loop is not running")
+            now = time.monotonic()
+            was_idle = not len(self._scheduler)
+            self._scheduler.add(work, now)
+            self._arrivals.arrived(work.owner.session, now)
+            # While a step is held back for others, only the last of them wakes the thread.
+            if was_idle or not self._arrivals.any_on_the_way:
+                self._changed.notify()
+        try:
+            return await work.result
+        except asyncio.CancelledError:
+            with self._changed:
+                self._scheduler.remove(partial(operator.is_, work))
+            raise
 
-    async def _run_steps(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._arrived.wait()
-            # Work whose caller was cancelled while it waited is dropped here.
-            step = [work for work in self._scheduler.next_step() if not work.result.done()]
-            if not len(self._scheduler):
-                self._arrived.clear()
-            if not step:
-                continue
-            try:
-                outcomes = await loop.run_in_executor(self._executor, self._compute, step)
-            except asyncio.CancelledError:
-                _give_up(step)  # nobody will see what the thread still computes
-                raise
-            self._deliver(step, outcomes)
+    def session_left(self, session: bytes) -> None:
+        """Expect nothing more of a session."""
+        with self._changed:
+            self._arrivals.left(session)
+            self._changed.notify()
 
-    def _compute(self, step: list[Work[Any]]) -> list[Any]:
-        """One step, on the compute thread: results, or the exception of each work that failed."""
-        started = time.perf_counter()
-        with torch.inference_mode():
-            inputs = [_attempt(work.inputs) for work in step]
-            sound = [i for i, value in enumerate(inputs) if not isinstance(value, Exception)]
-            outcomes: list[Any] = list(inputs)
-            for i, output in zip(sound, self._run_forward(step, inputs, sound), strict=True):
-                failed = isinstance(output, Exception)
-                outcomes[i] = output if failed else _attempt(step[i].finish, output)
+    # Below: the compute thread.
+
+    def _run_steps(self) -> None:
+        while (step := self._next_step()) is not None:
+            started = time.monotonic()
+            for shares in _by_forward(step):
+                self._hand_over(shares, _compute(shares))
+            self._account(step, time.monotonic() - started)
+
+    def _next_step(self) -> list[Share[Work[Any]]] | None:
+        """Wait for the next step to start; None to stop."""
+        with self._changed:
+            ready_since: float | None = None
+            while not self._stopping:
+                now = time.monotonic()
+                self._expire(now)
+                if not len(self._scheduler):
+                    self._changed.wait()
+                    continue
+                ready_since = now if ready_since is None else ready_since
+                until = self._hold_until(now, ready_since)
+                if until is None:
+                    self.stats.waited_s += now - ready_since
+                    return self._scheduler.plan(now, self._long_beside)
+                self._changed.wait(until - now)
+            return None
+
+    def _hold_until(self, now: float, ready_since: float) -> float | None:
+        """Until when to wait for sessions on their way; None to start now.
+
+        A wait costs what waits and gains a step's fixed cost, so it is never longer than that.
+        """
+        latest = ready_since + min(self._cost.fixed_s, self._max_wait_s)
+        return None if now >= latest else self._arrivals.worth_waiting_until(now, latest)
+
+    def _long_beside(self, short: int) -> int:
+        """Positions of long work that may join `short` positions of short work."""
+        alone_s = self._cost.fixed_s + short * self._cost.each_s
+        return max(_MIN_CHUNK, self._cost.positions_within(_LONG_BESIDE_SHORT * alone_s, 1 << 20))
+
+    def _expire(self, now: float) -> None:
+        late = DeadlineExceeded("the deadline passed before the work was done")
+        for work in self._scheduler.expire(now):
+            self._tell(_settle, work, late)
+
+    def _hand_over(self, shares: Sequence[Share[Work[Any]]], outcomes: Sequence[Any]) -> None:
+        done = [
+            (share.work, outcome)
+            for share, outcome in zip(shares, outcomes, strict=True)
+            if share.completes or isinstance(outcome, Exception)
+        ]
+        with self._changed:
+            now = time.monotonic()
+            for work, outcome in done:
+                self._arrivals.answered(work.owner.session, work.forward, now)
+                if isinstance(outcome, Exception):
+                    # Later chunks of it would build on what was not computed.
+                    self._scheduler.remove(partial(operator.is_, work))
+        self._tell(_settle_all, done)
+
+    def _tell(self, call: Callable[..., None], *arguments: Any) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(call, *arguments)
+
+    def _account(self, step: Sequence[Share[Work[Any]]], seconds: float) -> None:
+        positions = sum(share.count for share in step)
+        self._cost.observe(positions, seconds)
         self.stats.steps += 1
         self.stats.sessions += len(step)
-        self.stats.positions += sum(work.positions for work in step)
-        self.stats.busy_s += time.perf_counter() - started
-        return outcomes
-
-    def _run_forward(
-        self, step: list[Work[Any]], inputs: list[Any], sound: list[int]
-    ) -> Sequence[Any]:
-        """One output, or the exception, for each of the `sound` inputs."""
-        if not sound:
-            return []
-        packed = torch.cat([inputs[i] for i in sound])
-        outputs = _attempt(self._forward, packed, [step[i].span for i in sound])
-        return [outputs] * len(sound) if isinstance(outputs, Exception) else outputs
-
-    @staticmethod
-    def _deliver(step: list[Work[Any]], outcomes: list[Any]) -> None:
-        for work, outcome in zip(step, outcomes, strict=True):
-            if work.result.done():
-                continue
-            if isinstance(outcome, Exception):
-                work.result.set_exception(outcome)
-            else:
-                work.result.set_result(outcome)
+        self.stats.positions += positions
+        self.stats.busy_s += seconds
 
 
-def _give_up(step: list[Work[Any]]) -> None:
-    for work in step:
-        if not work.result.done():
-            work.result.set_exception(NotRunning("the compute loop was stopped"))
+def _by_forward(step: Sequence[Share[Work[Any]]]) -> list[list[Share[Work[Any]]]]:
+    groups: dict[Forward, list[Share[Work[Any]]]] = {}
+    for share in step:
+        groups.setdefault(share.work.forward, []).append(share)
+    return list(groups.values())
+
+
+def _compute(shares: Sequence[Share[Work[Any]]]) -> list[Any]:
+    """One pass: for each share its result, None if more chunks follow, or its exception."""
+    with torch.inference_mode():
+        chunks = [_attempt(share.work.chunk, share.start, share.count) for share in shares]
+        sound = [i for i, chunk in enumerate(chunks) if not isinstance(chunk, Exception)]
+        outcomes: list[Any] = list(chunks)
+        if sound:
+            packed = torch.cat([chunks[i][0] for i in sound])
+            spans = [chunks[i][1] for i in sound]
+            outputs = _attempt(shares[0].work.forward, packed, spans)
+            for n, i in enumerate(sound):
+                failed = isinstance(outputs, Exception)
+                outcomes[i] = outputs if failed else _take(shares[i], outputs[n])
+    return outcomes
+
+
+def _take(share: Share[Work[Any]], output: torch.Tensor) -> Any:
+    return _attempt(lambda: share.work.add(output, last=share.completes))
+
+
+def _settle_all(done: Sequence[tuple[Work[Any], Any]]) -> None:
+    for work, outcome in done:
+        _settle(work, outcome)
+
+
+def _settle(work: Work[Any], outcome: Any) -> None:
+    if work.result.done():
+        return
+    if isinstance(outcome, Exception):
+        work.result.set_exception(outcome)
+    else:
+        work.result.set_result(outcome)
 
 
 def _attempt(call: Callable[..., Any], *arguments: Any) -> Any:

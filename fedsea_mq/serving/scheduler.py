@@ -1,51 +1,254 @@
 """Which waiting work goes into the next step. Pure: no clock, socket or tensor.
 
-First come, first served under a budget of positions a step: whatever waits when a step starts is
-batched into it, so decodes of many sessions share one pass over the weights.
+Iteration-level batching: every step is planned anew from all that waits, in three rules.
+
+1. Short work (decodes, speculative spans) goes first; long work (prefill, training) fills what is
+   left, a chunk at a time, up to the positions that the caller allows for it, and is never shut
+   out: a part of the budget is kept for it.
+2. Among clients, positions are divided max-min fairly: a client with many sessions gets no more
+   than one with few, while there is not enough for all; what cannot be divided evenly goes to
+   whom the scheduler has given least so far.
+3. More urgent work goes before less urgent; work that has waited longer than `patience_s` counts
+   as the most urgent, so nothing starves.
+
+Within a client: more urgent first, then the earlier deadline, then the order of arrival. Work of
+one session is never reordered.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Generic, Protocol, TypeVar
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final, Generic, Protocol, TypeVar
+
+from fedsea_mq.errors import Busy
+from fedsea_mq.serving.fair_share import fair_shares
+
+# The positions of a speculative span at most; anything longer is long work.
+SHORT_POSITIONS: Final = 16
+# Long work gets at least this part of a step in which it waits.
+_KEPT_FOR_LONG: Final = 1 / 8
 
 
-class Sized(Protocol):
-    """Work that costs some positions of a step."""
+class Urgency(IntEnum):
+    """What goes first when there is not room for all."""
+
+    INTERACTIVE = 0
+    NORMAL = 1
+    BACKGROUND = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose work it is. Fairness is between clients, order within a session."""
+
+    client: bytes
+    session: bytes
+    urgency: Urgency = Urgency.NORMAL
+
+
+class Demand(Protocol):
+    """Work that costs some positions of one or more steps."""
+
+    @property
+    def owner(self) -> Owner:
+        """Whose it is."""
+        ...
 
     @property
     def positions(self) -> int:
-        """Positions that the work adds to a step."""
+        """All positions of the work, at least 1."""
+        ...
+
+    @property
+    def deadline(self) -> float:
+        """When its result is of no more use; infinity if it always is."""
         ...
 
 
-W = TypeVar("W", bound=Sized)
+W = TypeVar("W", bound=Demand)
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """Bounds of a step and of what may wait."""
+
+    positions: int
+    max_waiting: int = 16_384
+    patience_s: float = 1.0
+    retry_after_s: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Share(Generic[W]):
+    """What a step takes of a piece of work: `count` positions from its `start` on."""
+
+    work: W
+    start: int
+    count: int
+
+    @property
+    def completes(self) -> bool:
+        """Whether the work is done with this share."""
+        return self.start + self.count == self.work.positions
+
+
+@dataclass(slots=True)
+class _Waiting(Generic[W]):
+    work: W
+    since: float
+    number: int
+    done: int = 0
+
+    @property
+    def left(self) -> int:
+        return self.work.positions - self.done
+
+    @property
+    def is_short(self) -> bool:
+        return self.work.positions <= SHORT_POSITIONS
+
+
+@dataclass(slots=True)
+class _Plan(Generic[W]):
+    """A step as it is put together."""
+
+    room: int
+    taken: list[_Waiting[W]] = field(default_factory=list)
+    shares: list[Share[W]] = field(default_factory=list)
+
+    def take(self, waiting: _Waiting[W], count: int) -> None:
+        self.taken.append(waiting)
+        self.shares.append(Share(waiting.work, waiting.done, count))
+        waiting.done += count
+        self.room -= count
 
 
 class Scheduler(Generic[W]):
-    """A queue of work, planned a step at a time."""
+    """What waits, and the plan of each step."""
 
-    def __init__(self, step_positions: int) -> None:
-        self._step_positions = step_positions
-        self._waiting: deque[W] = deque()
+    def __init__(self, limits: StepLimits) -> None:
+        self._limits = limits
+        self._sessions: dict[bytes, list[_Waiting[W]]] = {}
+        self._arrivals = 0
+        # Pieces of work that wait, by client.
+        self._present: Counter[bytes] = Counter()
+        # Positions given to each client that is here or ahead of who is, and the least of them.
+        self._served: dict[bytes, int] = {}
+        self._floor = 0
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return self._present.total()
 
-    def add(self, work: W) -> None:
-        """Queue work behind what waits already."""
-        self._waiting.append(work)
+    def add(self, work: W, now: float) -> None:
+        """Queue work.
 
-    def next_step(self) -> list[W]:
-        """Take the work of the next step, in order of arrival.
-
-        The step stays within the budget, but for a single piece of work that is larger than the
-        budget by itself: it gets a step of its own rather than waiting for ever.
+        Raises:
+            Busy: as much waits as may; come again later.
         """
-        step: list[W] = []
-        room = self._step_positions
-        while self._waiting and (not step or self._waiting[0].positions <= room):
-            work = self._waiting.popleft()
-            room -= work.positions
-            step.append(work)
-        return step
+        if len(self) >= self._limits.max_waiting:
+            raise Busy("as much work waits as may", self._limits.retry_after_s)
+        self._arrive(work.owner.client)
+        self._arrivals += 1
+        queue = self._sessions.setdefault(work.owner.session, [])
+        queue.append(_Waiting(work, now, self._arrivals))
+
+    def _arrive(self, client: bytes) -> None:
+        """Being away earns nothing: who comes (back) is level with the least served."""
+        if client not in self._present and self._floor:
+            self._served[client] = max(self._floor, self._served.get(client, 0))
+        self._present[client] += 1
+
+    def remove(self, unwanted: Callable[[W], bool]) -> list[W]:
+        """Take out all waiting work that is `unwanted`, begun or not, and return it."""
+        removed: list[W] = []
+        for queue in list(self._sessions.values()):
+            for waiting in [waiting for waiting in queue if unwanted(waiting.work)]:
+                removed.append(waiting.work)
+                self._let_go(waiting)
+        return removed
+
+    def expire(self, now: float) -> list[W]:
+        """Take out the work whose deadline has passed."""
+        return self.remove(lambda work: work.deadline <= now)
+
+    def plan(self, now: float, long_beside: Callable[[int], int] | None = None) -> list[Share[W]]:
+        """The next step; empty if nothing waits.
+
+        `long_beside` bounds what long work gets beside so many positions of short work; without
+        short work the whole step is open to it.
+        """
+        ready = [queue[0] for queue in self._sessions.values()]
+        short = [waiting for waiting in ready if waiting.is_short]
+        long = [waiting for waiting in ready if not waiting.is_short]
+        budget = self._limits.positions
+        kept = max(1, int(budget * _KEPT_FOR_LONG)) if long and budget > 1 else 0
+        plan: _Plan[W] = _Plan(budget - kept)
+        self._fill(plan, short, now)
+        plan.room += kept
+        taken = budget - plan.room
+        if taken and long_beside is not None:
+            plan.room = min(plan.room, max(1, long_beside(taken)))
+        self._fill(plan, long, now)
+        self._settle(plan)
+        return plan.shares
+
+    def _fill(self, plan: _Plan[W], ready: Sequence[_Waiting[W]], now: float) -> None:
+        if sum(waiting.left for waiting in ready) <= plan.room:
+            for waiting in ready:
+                plan.take(waiting, waiting.left)
+            return
+        for urgency in Urgency:
+            pressing = [w for w in ready if self._urgency(w, now) is urgency]
+            self._share_out(plan, pressing)
+
+    def _urgency(self, waiting: _Waiting[W], now: float) -> Urgency:
+        impatient = now - waiting.since > self._limits.patience_s
+        return Urgency.INTERACTIVE if impatient else waiting.work.owner.urgency
+
+    def _share_out(self, plan: _Plan[W], pressing: Sequence[_Waiting[W]]) -> None:
+        """Divide the room that is left among the clients of `pressing`."""
+        by_client: dict[bytes, list[_Waiting[W]]] = {}
+        for waiting in pressing:
+            by_client.setdefault(waiting.work.owner.client, []).append(waiting)
+        wanted = {client: sum(w.left for w in waits) for client, waits in by_client.items()}
+        owed = {client: -self._served.get(client, 0) for client in wanted}
+        for client, share in fair_shares(wanted, plan.room, owed).items():
+            left = share
+            for waiting in sorted(by_client[client], key=_turn):
+                count = min(left, waiting.left)
+                if count:
+                    plan.take(waiting, count)
+                    left -= count
+
+    def _settle(self, plan: _Plan[W]) -> None:
+        """Book what the step gives to whom, and let go of what it completes."""
+        for waiting, share in zip(plan.taken, plan.shares, strict=True):
+            client = share.work.owner.client
+            self._served[client] = self._served.get(client, 0) + share.count
+            if share.completes:
+                self._let_go(waiting)
+        # Nobody is ahead of an empty queue; whoever is away and not ahead starts level anyway.
+        served = self._served
+        self._floor = min((served.get(client, 0) for client in self._present), default=0)
+        self._served = {
+            client: given
+            for client, given in served.items()
+            if self._present and (client in self._present or given > self._floor)
+        }
+
+    def _let_go(self, waiting: _Waiting[W]) -> None:
+        owner = waiting.work.owner
+        queue = self._sessions[owner.session]
+        queue.remove(waiting)
+        if not queue:
+            del self._sessions[owner.session]
+        self._present[owner.client] -= 1
+        if not self._present[owner.client]:
+            del self._present[owner.client]
+
+
+def _turn(waiting: _Waiting[W]) -> tuple[int, float, int]:
+    return (waiting.work.owner.urgency, waiting.work.deadline, waiting.number)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedsea_mq.errors import (
     Busy,
@@ -24,6 +24,7 @@ from fedsea_mq.protocol.frames import Frame, Parts
 from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Open, Result, Rollback
 from fedsea_mq.protocol.payload import PayloadSpec
 from fedsea_mq.protocol.positions import TrunkPositions, Verdict
+from fedsea_mq.serving.scheduler import Owner, Urgency
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Reply:
 class Compute:
     """Run these positions through the blocks, then call `computed` or `failed`."""
 
+    owner: Owner
     envelope: Envelope
     body: Extend
     spec: PayloadSpec
@@ -75,6 +77,9 @@ class _Session:
     spec: PayloadSpec
     positions: TrunkPositions
     lease_until: float
+
+    def owner(self, session: bytes) -> Owner:
+        return Owner(self.opened.client, session, Urgency(self.opened.urgency))
 
 
 class TrunkSessions:
@@ -131,7 +136,7 @@ class TrunkSessions:
                 now + self.terms.lease_s,
             )
             self.kv_free -= asked.max_positions
-        elif held.opened != asked:
+        elif replace(held.opened, client=asked.client) != asked:
             raise MalformedFrame("the session is open already, on other terms")
         terms = Accept(
             node=self.terms.node,
@@ -164,7 +169,14 @@ class TrunkSessions:
         match session.positions.receive(body, frame.payload):
             case Verdict.APPLY:
                 return [
-                    Compute(frame.envelope, body, session.spec, frame.payload, session.positions)
+                    Compute(
+                        session.owner(frame.envelope.session),
+                        frame.envelope,
+                        body,
+                        session.spec,
+                        frame.payload,
+                        session.positions,
+                    )
                 ]
             case Verdict.REPLAY:
                 return [Reply(_readdress(session.positions.reply, frame.envelope))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final, Self
@@ -22,6 +21,7 @@ from fedsea_mq.privacy.scale import noise_std
 from fedsea_mq.protocol.payload import PayloadSpec
 from fedsea_mq.serving.batcher import Batcher
 from fedsea_mq.serving.compute_thread import compute_thread
+from fedsea_mq.serving.scheduler import StepLimits
 from fedsea_mq.settings import Settings
 
 # What the head's output is measured on for the relative noise scale: public, and always the same.
@@ -69,16 +69,15 @@ class ClientEngine:
         self._settings = settings
         self._stack = AsyncExitStack()
         self._loaded: Loaded | None = None
-        self.heads: Batcher
-        self.tails: Batcher
+        self.batcher: Batcher
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
             executor = await stack.enter_async_context(compute_thread("fedsea client compute"))
             loaded = await loop.run_in_executor(executor, load, self._settings)
-            self.heads = await stack.enter_async_context(self._heads(loaded.head, executor))
-            self.tails = await stack.enter_async_context(self._tails(loaded.tail, executor))
+            limits = StepLimits(self._settings.client.step_positions)
+            self.batcher = await stack.enter_async_context(Batcher(executor, limits))
             self._loaded = loaded
             self._stack = stack.pop_all()
         return self
@@ -87,17 +86,13 @@ class ClientEngine:
         self._loaded = None
         await self._stack.__aexit__(None, None, None)
 
-    def _heads(self, head: Head, executor: Executor) -> Batcher:
-        def forward(ids: torch.Tensor, spans: Sequence[Span]) -> Sequence[torch.Tensor]:
-            return split_spans(head(ids, spans), spans)
+    def run_head(self, ids: torch.Tensor, spans: Sequence[Span]) -> Sequence[torch.Tensor]:
+        """Token ids of many sessions to each one's hidden states `[count, hidden]`."""
+        return split_spans(self.loaded.head(ids, spans), spans)
 
-        return Batcher(forward, executor, self._settings.client.step_positions)
-
-    def _tails(self, tail: Tail, executor: Executor) -> Batcher:
-        def forward(states: torch.Tensor, spans: Sequence[Span]) -> Sequence[torch.Tensor]:
-            return tail.last_logits(states, spans).unbind()
-
-        return Batcher(forward, executor, self._settings.client.step_positions)
+    def run_tail(self, states: torch.Tensor, spans: Sequence[Span]) -> Sequence[torch.Tensor]:
+        """The trunk's outputs of many sessions to each one's last logits `[vocab]`."""
+        return self.loaded.tail.last_logits(states, spans).unbind()
 
     @property
     def loaded(self) -> Loaded:

@@ -29,6 +29,7 @@ from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Open, Result, R
 from fedsea_mq.protocol.positions import SentLog
 from fedsea_mq.serving.background import Background
 from fedsea_mq.serving.batcher import Work
+from fedsea_mq.serving.scheduler import Owner
 from fedsea_mq.transport.requests import Requests, Traffic
 from nodes.client.engine import ClientEngine
 
@@ -61,6 +62,8 @@ class ClientSession:
         self._chain = self._loaded.noise.chain()
         self._accept: Accept | None = None
         self._id = b""
+        # To the client's own batcher every session is as good as another.
+        self._owner = Owner(client=b"", session=secrets.token_bytes(SESSION_BYTES))
         self._closed = False
         self.cached = 0
         self.recoveries = 0
@@ -89,6 +92,7 @@ class ClientSession:
     async def __aexit__(self, *_: object) -> None:
         # Nothing is awaited here, so that a cancelled generation frees the trunk's KV at once.
         self._closed = True
+        self._engine.batcher.session_left(self._owner.session)
         self._tell_closed()
 
     def _tell_closed(self) -> None:
@@ -154,12 +158,14 @@ class ClientSession:
         loaded, start = self._loaded, self.cached
         digests = self._chain.extend(start, tokens)
 
-        def finish(states: torch.Tensor) -> list[bytes]:
+        def finish(outputs: Sequence[torch.Tensor]) -> list[bytes]:
+            states = torch.cat(list(outputs))
             return encode_states(loaded.noise.add(states, digests), loaded.spec.dtype)
 
         ids = torch.tensor(list(tokens), device=self._head_device)
-        work = Work(Span(self._head_cache, start, len(tokens)), lambda: ids, finish)
-        fresh = await self._engine.heads.run(work)
+        span = Span(self._head_cache, start, len(tokens))
+        work = Work(self._owner, self._engine.run_head, span, lambda: ids, finish)
+        fresh = await self._engine.batcher.run(work)
         return self._log.record(start, tokens, fresh)
 
     @property
@@ -215,8 +221,14 @@ class ClientSession:
             return states.to(run.kv_shape.device)
 
         start = self.cached + count - returned
-        work = Work(Span(self._tail_cache, start, returned), inputs, read)
-        return await self._engine.tails.run(work)
+        work = Work(
+            self._owner,
+            self._engine.run_tail,
+            Span(self._tail_cache, start, returned),
+            inputs,
+            lambda outputs: read(outputs[-1]),
+        )
+        return await self._engine.batcher.run(work)
 
     async def roll_back(self, cached: int) -> None:
         """Forget every position from `cached` on, on all three parts."""

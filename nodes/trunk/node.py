@@ -25,9 +25,10 @@ from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Load, Register
 from fedsea_mq.protocol.payload import WireDtype
 from fedsea_mq.serving.background import Background
-from fedsea_mq.serving.batcher import Batcher, StepStats, Work
+from fedsea_mq.serving.batcher import Batcher, Forward, StepStats, Work
 from fedsea_mq.serving.compute_thread import compute_thread
 from fedsea_mq.serving.memory import peak_rss_bytes
+from fedsea_mq.serving.scheduler import StepLimits
 from fedsea_mq.serving.trunk_sessions import (
     Action,
     Compute,
@@ -63,10 +64,9 @@ class TrunkNode:
         async with AsyncExitStack() as stack:
             executor = await stack.enter_async_context(compute_thread(f"{self.name} compute"))
             run, offer = await loop.run_in_executor(executor, self._load)
+            trunk = self._settings.trunk
             batcher = Batcher(
-                lambda hidden, spans: split_spans(run(hidden, spans), spans),
-                executor,
-                self._settings.trunk.step_positions,
+                executor, StepLimits(trunk.step_positions), max_wait_s=trunk.max_wait_ms / 1000
             )
             await stack.enter_async_context(batcher)
             link = BrokerLink(
@@ -80,6 +80,7 @@ class TrunkNode:
             stack.callback(membership.leave)
             self._parts = _Parts(
                 run,
+                lambda hidden, spans: split_spans(run(hidden, spans), spans),
                 offer,
                 TrunkSessions(self._terms(run, offer)),
                 batcher,
@@ -180,6 +181,7 @@ class TrunkNode:
                     self._running.background.start(self._compute(action), "fedsea step")
                 case Release(session):
                     self._caches.pop(session, None)
+                    self._running.batcher.session_left(session)
                     if not len(self._running.sessions):
                         self._empty.set()
 
@@ -214,6 +216,8 @@ class TrunkNode:
             return decode_states(work.payload, body.count, work.spec, dtype).to(device)
 
         return Work(
+            work.owner,
+            self._running.forward,
             Span(cache, body.cached, body.count),
             inputs,
             partial(_encode_last, returned=body.returned, dtype=work.spec.dtype),
@@ -284,6 +288,7 @@ class _Parts:
     """What exists only while the node runs."""
 
     run: BlockRun
+    forward: Forward
     offer: _Offer
     sessions: TrunkSessions
     batcher: Batcher
@@ -293,6 +298,9 @@ class _Parts:
     meter: _Meter
 
 
-def _encode_last(output: torch.Tensor, *, returned: int, dtype: WireDtype) -> list[bytes]:
-    """The last `returned` rows of a step's output, as the session's payload."""
+def _encode_last(
+    outputs: Sequence[torch.Tensor], *, returned: int, dtype: WireDtype
+) -> list[bytes]:
+    """The last `returned` rows of the work's output, as the session's payload."""
+    output = outputs[0] if len(outputs) == 1 else torch.cat(list(outputs))
     return encode_states(output[output.shape[0] - returned :], dtype)

@@ -13,9 +13,11 @@ from fedsea_mq.errors import (
 )
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame
-from fedsea_mq.protocol.messages import Nothing
+from fedsea_mq.protocol.messages import Nothing, Open
+from fedsea_mq.protocol.payload import WireDtype
 from tests.unit.broker.placing import (
     EXTEND,
+    LLAMA,
     S1,
     S2,
     Placing,
@@ -46,6 +48,14 @@ class TestRelaying:
         answer = accept(S1, seq=5)
         (back,) = placing.node_says(A, answer)
         assert (back.side, back.peer, list(back.parts)) == (Side.CLIENTS, ANNA, answer.parts())
+
+    def test_the_node_is_told_which_connection_opened_whatever_the_client_claims(
+        self, placing: Placing
+    ) -> None:
+        claimed = Open(LLAMA, 4, WireDtype.FP16, client=b"somebody else", urgency=2)
+        (sent,) = placing.client_says(ANNA, Frame.build(Kind.OPEN, claimed, session=S1))
+        told = Frame.read(list(sent.parts)).body(Open)
+        assert told == Open(LLAMA, 4, WireDtype.FP16, client=ANNA, urgency=2)
 
     def test_the_frames_of_a_session_are_relayed_part_for_part(self, placing: Placing) -> None:
         placing.opened(ANNA, S1)

@@ -22,7 +22,13 @@ NODE = m.NodeStatus(
     name="trunk-1", fingerprint=FINGERPRINT, head_blocks=1, tail_blocks=1, silent_ms=0, load=LOAD
 )
 BODIES: list[Any] = [
-    m.Open(fingerprint=FINGERPRINT, max_positions=64, dtype=WireDtype.INT8),
+    m.Open(
+        fingerprint=FINGERPRINT,
+        max_positions=64,
+        dtype=WireDtype.INT8,
+        client=b"peer",
+        urgency=2,
+    ),
     m.Accept(node="trunk-1", max_frame_positions=512, lease_ms=30_000),
     m.BusyNotice(retry_after_ms=500),
     m.Extend(cached=0, count=1, returned=0),
@@ -60,6 +66,8 @@ WRONG: dict[str, list[Any]] = {
     "fingerprint": _NO_DIGEST,
     "max_positions": _NO_POSITIONS,
     "dtype": ["fp64", "FP32", "", 1, None, ["fp32"], SECRET],
+    "client": ["peer", bytes(65), 5, None, [SECRET]],
+    "urgency": [-1, 3, "1", 1.0, True, None, SECRET],
     "node": _NO_NAME,
     "name": _NO_NAME,
     "max_frame_positions": _NO_POSITIONS,

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from itertools import count
 from typing import Any
 
 import pytest
 import torch
 
-from fedsea_mq.errors import NotRunning
+from fedsea_mq.errors import DeadlineExceeded, NotRunning
 from fedsea_mq.model.attention import Span
 from fedsea_mq.model.kv_cache import KVCache, KVShape
 from fedsea_mq.serving.batcher import Batcher, Work
 from fedsea_mq.serving.compute_thread import compute_thread
+from fedsea_mq.serving.scheduler import Owner, StepLimits
 
 _SHAPE = KVShape(range(0), 1, 1, torch.float32, "cpu")
+_SESSIONS = count()
 
 
 def spans_of(packed: torch.Tensor, spans: Sequence[Span]) -> Sequence[torch.Tensor]:
@@ -28,28 +33,38 @@ class Blocks:
 
     def __init__(self) -> None:
         self.steps: list[list[int]] = []
+        self.starts: list[list[int]] = []
         self.threads: set[str] = set()
         self.open = threading.Event()
         self.open.set()
+        self.seconds = 0.0
 
     def __call__(self, packed: torch.Tensor, spans: Sequence[Span]) -> Sequence[torch.Tensor]:
         self.steps.append([span.count for span in spans])
+        self.starts.append([span.start for span in spans])
         self.threads.add(threading.current_thread().name)
+        time.sleep(self.seconds)
         assert self.open.wait(10)
         if (packed == 13).any():
             raise ArithmeticError("unlucky")
         return spans_of(2 * packed, spans)
 
-
-def work(
-    value: float,
-    count: int = 1,
-    *,
-    inputs: Callable[[], torch.Tensor] | None = None,
-    finish: Callable[[torch.Tensor], Any] = lambda output: output[:, 0].tolist(),
-) -> Work[Any]:
-    span = Span(KVCache(_SHAPE, 0), 0, count)
-    return Work(span, inputs or (lambda: torch.full((count, 1), value)), finish)
+    def work(
+        self,
+        value: float,
+        count: int = 1,
+        *,
+        session: bytes | None = None,
+        inputs: Callable[[], torch.Tensor] | None = None,
+        finish: Callable[[Sequence[torch.Tensor]], Any] = lambda outputs: [
+            value for output in outputs for value in output[:, 0].tolist()
+        ],
+        deadline: float = math.inf,
+    ) -> Work[Any]:
+        owner = Owner(b"client", session or b"session %d" % next(_SESSIONS))
+        span = Span(KVCache(_SHAPE, 0), 0, count)
+        full = inputs or (lambda: torch.full((count, 1), value))
+        return Work(owner, self, span, full, finish, deadline)
 
 
 @pytest.fixture
@@ -59,7 +74,10 @@ def blocks() -> Blocks:
 
 @pytest.fixture
 async def batcher(blocks: Blocks) -> AsyncIterator[Batcher]:
-    async with compute_thread("test compute") as executor, Batcher(blocks, executor, 8) as batcher:
+    async with (
+        compute_thread("test compute") as executor,
+        Batcher(executor, StepLimits(8)) as batcher,
+    ):
         yield batcher
         blocks.open.set()
 
@@ -67,8 +85,9 @@ async def batcher(blocks: Blocks) -> AsyncIterator[Batcher]:
 async def first_step_runs(blocks: Blocks, batcher: Batcher) -> asyncio.Task[Any]:
     """A step that is being computed, and will be until the blocks are opened."""
     blocks.open.clear()
-    task = asyncio.create_task(batcher.run(work(1)))
-    while not blocks.steps:
+    before = len(blocks.steps)
+    task = asyncio.create_task(batcher.run(blocks.work(1)))
+    while len(blocks.steps) == before:
         await asyncio.sleep(0)
     return task
 
@@ -76,7 +95,7 @@ async def first_step_runs(blocks: Blocks, batcher: Batcher) -> asyncio.Task[Any]
 async def test_one_piece_of_work_comes_back_computed_on_the_thread(
     blocks: Blocks, batcher: Batcher
 ) -> None:
-    assert await batcher.run(work(3, count=2)) == [6.0, 6.0]
+    assert await batcher.run(blocks.work(3, count=2)) == [6.0, 6.0]
     assert all(name.startswith("test compute") for name in blocks.threads)
 
 
@@ -84,26 +103,94 @@ async def test_what_waits_while_a_step_runs_shares_the_next(
     blocks: Blocks, batcher: Batcher
 ) -> None:
     first = await first_step_runs(blocks, batcher)
-    others = [asyncio.create_task(batcher.run(work(n))) for n in (2, 3, 4)]
+    others = [asyncio.create_task(batcher.run(blocks.work(n))) for n in (2, 3, 4)]
     await asyncio.sleep(0)
     blocks.open.set()
     assert await asyncio.gather(first, *others) == [[2.0], [4.0], [6.0], [8.0]]
     assert blocks.steps == [[1], [1, 1, 1]]
 
 
-async def test_a_step_stays_within_its_budget(blocks: Blocks, batcher: Batcher) -> None:
+async def test_a_step_stays_within_its_budget_and_what_is_longer_comes_in_chunks(
+    blocks: Blocks, batcher: Batcher
+) -> None:
     first = await first_step_runs(blocks, batcher)
-    others = [asyncio.create_task(batcher.run(work(n, n))) for n in (5, 3, 6, 9, 1)]
+    others = [asyncio.create_task(batcher.run(blocks.work(n, n))) for n in (5, 3, 20)]
     await asyncio.sleep(0)
     blocks.open.set()
     results = await asyncio.gather(first, *others)
-    assert [len(result) for result in results] == [1, 5, 3, 6, 9, 1]
-    assert blocks.steps == [[1], [5, 3], [6], [9], [1]]
+    assert [len(result) for result in results] == [1, 5, 3, 20]
+    assert all(sum(step) <= 8 for step in blocks.steps)
+    assert sum(sum(step) for step in blocks.steps) == 29
+
+
+async def test_chunks_start_where_the_one_before_ended(blocks: Blocks, batcher: Batcher) -> None:
+    ramp = torch.arange(20.0, 40.0)[:, None]
+    doubled = [2.0 * n for n in range(20, 40)]
+    assert await batcher.run(blocks.work(0, 20, inputs=lambda: ramp)) == doubled
+    assert (blocks.steps, blocks.starts) == ([[8], [8], [4]], [[0], [8], [16]])
+
+
+async def test_a_fault_in_a_chunk_ends_the_work_and_nothing_of_it_runs_after(
+    blocks: Blocks, batcher: Batcher
+) -> None:
+    ramp = torch.arange(40.0)[:, None]
+    with pytest.raises(ArithmeticError):
+        await batcher.run(blocks.work(0, 40, inputs=lambda: ramp))
+    assert await batcher.run(blocks.work(4)) == [8.0]
+    assert blocks.starts == [[0], [8], [0]]
+
+
+async def test_work_past_its_deadline_is_refused_and_not_computed(
+    blocks: Blocks, batcher: Batcher
+) -> None:
+    first = await first_step_runs(blocks, batcher)
+    late = asyncio.create_task(batcher.run(blocks.work(2, deadline=time.monotonic())))
+    fine = asyncio.create_task(batcher.run(blocks.work(3, deadline=time.monotonic() + 60)))
+    await asyncio.sleep(0.01)
+    blocks.open.set()
+    with pytest.raises(DeadlineExceeded):
+        await late
+    assert await asyncio.gather(first, fine) == [[2.0], [6.0]]
+    assert blocks.steps == [[1], [1]]
+
+
+async def test_sessions_on_their_way_are_waited_for_and_share_the_step(
+    blocks: Blocks, batcher: Batcher
+) -> None:
+    """Two sessions that begin out of step fall into step, and stay there."""
+    blocks.seconds = 0.02
+
+    async def decode(session: bytes, think_s: float) -> None:
+        for _ in range(20):
+            await batcher.run(blocks.work(1, session=session))
+            await asyncio.sleep(think_s)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(decode(b"a", 0.002))
+        await asyncio.sleep(0.01)
+        group.create_task(decode(b"b", 0.003))
+    together = [len(step) == 2 for step in blocks.steps[5:-3]]
+    assert sum(together) >= 0.8 * len(together)
+    assert batcher.stats.waited_s < 0.5 * batcher.stats.busy_s
+
+
+async def test_a_session_that_stays_away_is_not_waited_for_for_long(
+    blocks: Blocks, batcher: Batcher
+) -> None:
+    blocks.seconds = 0.01
+    for _ in range(10):
+        await asyncio.gather(
+            *(batcher.run(blocks.work(1, session=session)) for session in (b"a", b"b"))
+        )
+    waited = batcher.stats.waited_s
+    for _ in range(10):  # b is silent now
+        await batcher.run(blocks.work(1, session=b"a"))
+    assert batcher.stats.waited_s - waited < 0.02
 
 
 async def test_totals_say_what_was_computed(blocks: Blocks, batcher: Batcher) -> None:
     first = await first_step_runs(blocks, batcher)
-    others = [asyncio.create_task(batcher.run(work(n, 2))) for n in (2, 3)]
+    others = [asyncio.create_task(batcher.run(blocks.work(n, 2))) for n in (2, 3)]
     await asyncio.sleep(0)
     blocks.open.set()
     await asyncio.gather(first, *others)
@@ -121,9 +208,9 @@ async def test_a_fault_in_one_work_leaves_the_others_of_its_step_alone(
     blocks: Blocks, batcher: Batcher, faulty: dict[str, Any]
 ) -> None:
     first = await first_step_runs(blocks, batcher)
-    sound = [asyncio.create_task(batcher.run(work(n))) for n in (2, 3)]
-    bad = asyncio.create_task(batcher.run(work(9, **faulty)))
-    late = asyncio.create_task(batcher.run(work(4)))
+    sound = [asyncio.create_task(batcher.run(blocks.work(n))) for n in (2, 3)]
+    bad = asyncio.create_task(batcher.run(blocks.work(9, **faulty)))
+    late = asyncio.create_task(batcher.run(blocks.work(4)))
     await asyncio.sleep(0)
     blocks.open.set()
     assert await asyncio.gather(first, *sound, late) == [[2.0], [4.0], [6.0], [8.0]]
@@ -136,19 +223,19 @@ async def test_a_fault_in_the_forward_pass_fails_its_step_and_the_next_goes_on(
     blocks: Blocks, batcher: Batcher
 ) -> None:
     first = await first_step_runs(blocks, batcher)
-    together = [asyncio.create_task(batcher.run(work(n))) for n in (2, 13)]
+    together = [asyncio.create_task(batcher.run(blocks.work(n))) for n in (2, 13)]
     await asyncio.sleep(0)
     blocks.open.set()
     await first
     outcomes = await asyncio.gather(*together, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [ArithmeticError, ArithmeticError]
-    assert await batcher.run(work(2)) == [4.0]
+    assert await batcher.run(blocks.work(2)) == [4.0]
 
 
 async def test_work_of_a_caller_that_gave_up_is_dropped(blocks: Blocks, batcher: Batcher) -> None:
     first = await first_step_runs(blocks, batcher)
-    gone = asyncio.create_task(batcher.run(work(2)))
-    stays = asyncio.create_task(batcher.run(work(3)))
+    gone = asyncio.create_task(batcher.run(blocks.work(2)))
+    stays = asyncio.create_task(batcher.run(blocks.work(3)))
     await asyncio.sleep(0)
     gone.cancel()
     await asyncio.wait([gone])
@@ -164,24 +251,37 @@ async def test_a_caller_that_gives_up_while_its_step_runs_harms_nobody(
     first.cancel()
     await asyncio.wait([first])
     blocks.open.set()
-    assert await batcher.run(work(5)) == [10.0]
+    assert await batcher.run(blocks.work(5)) == [10.0]
 
 
-async def test_leaving_fails_what_waits_and_what_runs(blocks: Blocks) -> None:
+async def test_leaving_ends_the_step_that_runs_and_fails_what_waits(blocks: Blocks) -> None:
     async with compute_thread("test compute") as executor:
-        async with Batcher(blocks, executor, 8) as batcher:
+        async with Batcher(executor, StepLimits(8)) as batcher:
             running = await first_step_runs(blocks, batcher)
-            waiting = asyncio.create_task(batcher.run(work(2)))
+            waiting = asyncio.create_task(batcher.run(blocks.work(2)))
             await asyncio.sleep(0)
-        blocks.open.set()
-        for task in (running, waiting):
-            with pytest.raises(NotRunning):
-                await task
+            asyncio.get_running_loop().call_later(0.05, blocks.open.set)
+        assert await running == [2.0]
         with pytest.raises(NotRunning):
-            await batcher.run(work(3))
+            await waiting
+        with pytest.raises(NotRunning):
+            await batcher.run(blocks.work(3))
+    assert len(blocks.steps) == 1
 
 
 async def test_work_before_entering_is_refused(blocks: Blocks) -> None:
     async with compute_thread("test compute") as executor:
         with pytest.raises(NotRunning):
-            await Batcher(blocks, executor, 8).run(work(1))
+            await Batcher(executor, StepLimits(8)).run(blocks.work(1))
+
+
+async def test_work_of_two_kinds_shares_a_step_but_no_pass(batcher: Batcher) -> None:
+    heads, tails = Blocks(), Blocks()
+    first = await first_step_runs(heads, batcher)
+    works = [heads.work(1), tails.work(2), heads.work(3), tails.work(4)]
+    others = [asyncio.create_task(batcher.run(work)) for work in works]
+    await asyncio.sleep(0)
+    heads.open.set()
+    assert await asyncio.gather(first, *others) == [[2.0], [2.0], [4.0], [6.0], [8.0]]
+    assert (heads.steps, tails.steps) == ([[1], [1, 1]], [[1, 1]])
+    assert batcher.stats.steps == 2

@@ -24,7 +24,8 @@ from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Result, Rollback
 from fedsea_mq.protocol.payload import WireDtype
-from fedsea_mq.serving.trunk_sessions import Release, Reply
+from fedsea_mq.serving.scheduler import Owner, Urgency
+from fedsea_mq.serving.trunk_sessions import Compute, Release, Reply
 from tests.unit.serving.trunk import ANNA, BERT, CARL, TERMS, Trunk, states
 
 
@@ -277,3 +278,19 @@ class TestTheEnd:
         assert trunk.sessions.expire(10.0)[0] == Release(BERT)
         assert trunk.sessions.ids == [ANNA]
         assert trunk.sessions.next_expiry() == 19.0
+
+
+def test_work_belongs_to_the_client_that_the_broker_named(trunk: Trunk) -> None:
+    trunk.open(ANNA, client=b"conn-1", urgency=0)
+    trunk.open(BERT, client=b"conn-2")
+    (first,), (second,) = trunk.extend(ANNA, 0, 1), trunk.extend(BERT, 0, 1)
+    assert isinstance(first, Compute)
+    assert isinstance(second, Compute)
+    assert first.owner == Owner(b"conn-1", ANNA, Urgency.INTERACTIVE)
+    assert second.owner == Owner(b"conn-2", BERT, Urgency.NORMAL)
+
+
+def test_an_open_repeated_over_another_connection_is_the_same_session(trunk: Trunk) -> None:
+    trunk.open(ANNA, client=b"conn-1")
+    assert trunk.open(ANNA, client=b"conn-7").envelope.kind is Kind.ACCEPT
+    assert len(trunk.sessions) == 1
