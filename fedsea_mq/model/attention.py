@@ -10,15 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from fedsea_mq.model.decode_attention import AVAILABLE, DecodeRows, decode_attention
 from fedsea_mq.model.kv_cache import KVCache
 
 SPAN_ATTENTION: Final = "fedsea_spans"
+# Longer spans are matrix products that the library does better.
+_SHORT_POSITIONS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,41 @@ class Span:
         return self.start + self.count
 
 
+@dataclass(frozen=True, slots=True)
+class StepLayout:
+    """Which rows of a packed step are whose, and how each span is attended to.
+
+    Short spans (decodes and the like) go through one compiled loop for all of them, where there is
+    one for the cache's dtype and device; the rest through torch's attention, a span at a time.
+    """
+
+    long: Sequence[tuple[slice, Span]]
+    short: DecodeRows | None
+    short_rows: torch.Tensor | None
+    """The rows of the short spans; None if those are all rows."""
+
+    @classmethod
+    def of(cls, spans: Sequence[Span], *, compiled: bool) -> StepLayout:
+        """Lay out a step; `compiled` if the caches are such that compiled code can read them."""
+        rows, row = [], 0
+        for span in spans:
+            rows.append((slice(row, row + span.count), span))
+            row += span.count
+        short = [(r, s) for r, s in rows if compiled and s.count <= _SHORT_POSITIONS]
+        long = [(r, s) for r, s in rows if not (compiled and s.count <= _SHORT_POSITIONS)]
+        if not short:
+            return cls(long, None, None)
+        listed = DecodeRows.of([span for _, span in short])
+        if not long:
+            return cls(long, listed, None)
+        return cls(long, listed, torch.cat([torch.arange(r.start, r.stop) for r, _ in short]))
+
+
+def compiled_attention(dtype: torch.dtype, device: str) -> bool:
+    """Whether short spans over caches of this kind can go through the compiled loop."""
+    return AVAILABLE and dtype is torch.float32 and device == "cpu"
+
+
 def span_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -43,24 +82,32 @@ def span_attention(
     attention_mask: torch.Tensor | None,
     *,
     scaling: float,
-    spans: Sequence[Span],
+    layout: StepLayout,
     sliding_window: int | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """Write the new keys and values to each span's cache and attend over it.
 
     `query` is `[1, heads, total, head_dim]`, `total` the positions of all spans; `key` and `value`
-    are `[1, kv_heads, total, head_dim]`, already rotated; `spans` says whose the positions are, in
-    order. Gives `[1, total, heads, head_dim]`, as transformers' own attention functions do.
+    are `[1, kv_heads, total, head_dim]`, already rotated; `layout` says whose the positions are.
+    Gives `[1, total, heads, head_dim]`, as transformers' own attention functions do.
     """
     block = int(module.layer_idx)  # type: ignore[arg-type]  # every attention module has one
-    outputs, row = [], 0
-    for span in spans:
-        rows = slice(row, row + span.count)
+    by_row = [states[0].transpose(0, 1) for states in (query, key, value)]
+    decode = partial(decode_attention, block=block, scaling=scaling, window=sliding_window)
+    if layout.short is not None and layout.short_rows is None:
+        q, k, v = (states.contiguous() for states in by_row)
+        return decode(q, k, v, layout.short)[None], None
+    heads, total, head_dim = query.shape[1:]
+    out = query.new_empty((total, heads, head_dim))
+    if layout.short is not None:
+        q, k, v = (states[layout.short_rows].contiguous() for states in by_row)
+        out[layout.short_rows] = decode(q, k, v, layout.short)
+    for rows, span in layout.long:
         span.cache.write(block, span.start, key[0, :, rows], value[0, :, rows])
-        outputs.append(_attend(query[0, :, rows], span, block, scaling, sliding_window))
-        row += span.count
-    return torch.cat(outputs, dim=1).transpose(0, 1).unsqueeze(0), None
+        attended = _attend(query[0, :, rows], span, block, scaling, sliding_window)
+        out[rows] = attended.transpose(0, 1)
+    return out[None], None
 
 
 def _attend(

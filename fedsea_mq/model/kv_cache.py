@@ -33,20 +33,32 @@ class KVCache:
     """Keys and values of one session: `[2, blocks, kv_heads, max_positions, head_dim]`."""
 
     def __init__(self, shape: KVShape, max_positions: int) -> None:
-        self._first = shape.blocks.start
+        self.first_block = shape.blocks.start
         self._store = torch.empty(
             (2, len(shape.blocks), shape.kv_heads, max_positions, shape.head_dim),
             dtype=shape.dtype,
             device=shape.device,
         )
 
+    @property
+    def location(self) -> tuple[int, int, int, int]:
+        """Where compiled code finds things.
+
+        The address of the first block's keys, the bytes from a block to the next, those from keys
+        to values, and the positions of a head.
+        """
+        bytes_to_values, bytes_to_block = (
+            n * self._store.itemsize for n in self._store.stride()[:2]
+        )
+        return self._store.data_ptr(), bytes_to_block, bytes_to_values, self._store.shape[3]
+
     def write(self, block: int, start: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store `[kv_heads, count, head_dim]` keys and values of `block` from `start` on."""
         stop = start + key.shape[1]
-        self._store[0, block - self._first, :, start:stop] = key
-        self._store[1, block - self._first, :, start:stop] = value
+        self._store[0, block - self.first_block, :, start:stop] = key
+        self._store[1, block - self.first_block, :, start:stop] = value
 
     def read(self, block: int, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Views `[kv_heads, stop - start, head_dim]` of the keys and values of `block`."""
-        layer = self._store[:, block - self._first, :, start:stop]
+        layer = self._store[:, block - self.first_block, :, start:stop]
         return layer[0], layer[1]

@@ -14,9 +14,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from fedsea_mq.errors import CheckpointError
-from fedsea_mq.model.attention import SPAN_ATTENTION, Span
+from fedsea_mq.model.attention import SPAN_ATTENTION, Span, StepLayout, compiled_attention
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.kv_cache import KVCache, KVShape
+from fedsea_mq.model.packed_linear import PackedLinear, pack_linears
 from fedsea_mq.model.partition import LM_HEAD, Cut, Part, part_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,6 +31,7 @@ class BlockRun(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.rotary = rotary
         self.kv_shape = kv_shape
+        self._compiled = compiled_attention(kv_shape.dtype, kv_shape.device)
 
     def new_cache(self, max_positions: int) -> KVCache:
         """An empty cache for one session."""
@@ -43,8 +45,9 @@ class BlockRun(nn.Module):
         positions = positions.to(hidden.device)[None]
         packed = hidden[None]
         rotation = self.rotary(packed, positions)
+        layout = StepLayout.of(spans, compiled=self._compiled)
         for layer in self.layers:
-            packed = layer(packed, position_embeddings=rotation, spans=spans)
+            packed = layer(packed, position_embeddings=rotation, layout=layout)
         return packed[0]
 
 
@@ -58,13 +61,14 @@ class Head(nn.Module):
 
     def forward(self, ids: torch.Tensor, spans: Sequence[Span]) -> torch.Tensor:
         """Token ids `[total]` to hidden states `[total, hidden]`."""
-        return cast(torch.Tensor, self.run(self.embedding(ids), spans))
+        states = self.embedding(ids).to(self.run.kv_shape.dtype)
+        return cast(torch.Tensor, self.run(states, spans))
 
 
 class Tail(nn.Module):
     """The last blocks, the final norm and lm_head."""
 
-    def __init__(self, run: BlockRun, norm: nn.Module, lm_head: nn.Linear) -> None:
+    def __init__(self, run: BlockRun, norm: nn.Module, lm_head: nn.Module) -> None:
         super().__init__()
         self.run = run
         self.norm = norm
@@ -89,6 +93,18 @@ def split_spans(states: torch.Tensor, spans: Sequence[Span]) -> Sequence[torch.T
     return torch.split(states, [span.count for span in spans])
 
 
+def weight_bytes(*modules: nn.Module) -> int:
+    """Bytes of the weights that the modules hold; what several share counts once."""
+    plain = {id(p): p.nbytes for module in modules for p in module.parameters()}
+    packed = {
+        id(child): child.nbytes
+        for module in modules
+        for child in module.modules()
+        if isinstance(child, PackedLinear)
+    }
+    return sum(plain.values()) + sum(packed.values())
+
+
 def load_trunk(checkpoint: Checkpoint, cut: Cut, dtype: str, device: str) -> BlockRun:
     """The trunk's blocks. Raises what `Checkpoint.load` raises."""
     return _Loader(checkpoint, cut, dtype, device).run(Part.TRUNK)
@@ -105,7 +121,11 @@ class _Loader:
     def __init__(self, checkpoint: Checkpoint, cut: Cut, dtype: str, device: str) -> None:
         self._checkpoint = checkpoint
         self._cut = cut
-        self._dtype = DTYPES[dtype]
+        # bf16 on a CPU is for the matrix products alone: attention and norms are slower in it, and
+        # less exact.
+        self._packs = dtype == "bf16" and device == "cpu"
+        self._weights = DTYPES[dtype]
+        self._states = torch.float32 if self._packs else self._weights
         self._device = device
         with torch.device("meta"):
             self._skeleton: Any = AutoModelForCausalLM.from_config(
@@ -123,8 +143,11 @@ class _Loader:
         if self._checkpoint.tied:
             self._skeleton.lm_head.weight = model.embed_tokens.weight
         self._assign(self._expected(Part.TAIL))
+        lm_head = self._skeleton.lm_head
+        if self._packs:
+            lm_head = PackedLinear(lm_head.weight, lm_head.bias)
         head = Head(model.embed_tokens, self._assemble(Part.HEAD))
-        return head, Tail(self._assemble(Part.TAIL), model.norm, self._skeleton.lm_head)
+        return head, Tail(self._assemble(Part.TAIL), model.norm, lm_head)
 
     def _expected(self, part: Part) -> list[str]:
         """The tensors that the architecture asks for, whatever else the files hold."""
@@ -136,7 +159,17 @@ class _Loader:
         ]
 
     def _assign(self, names: list[str]) -> None:
-        tensors = self._checkpoint.load(names, self._dtype, self._device)
+        products = {
+            f"{name}.{tensor}"
+            for name, module in self._skeleton.named_modules()
+            if isinstance(module, (nn.Linear, nn.Embedding))
+            for tensor in ("weight", "bias")
+        }
+        narrow = [name for name in names if name in products]
+        others = [name for name in names if name not in products]
+        load = self._checkpoint.load
+        tensors = load(narrow, self._weights, self._device)
+        tensors |= load(others, self._states, self._device)
         try:
             self._skeleton.load_state_dict(tensors, strict=False, assign=True)
         except RuntimeError as error:
@@ -146,6 +179,9 @@ class _Loader:
     def _assemble(self, part: Part) -> BlockRun:
         blocks = self._cut.blocks(part, self._checkpoint.blocks)
         layers = [self._skeleton.model.layers[index] for index in blocks]
+        if self._packs:
+            for layer in layers:
+                pack_linears(layer)
         config = self._checkpoint.config
         # The skeleton's rotary table is on the meta device too: it is computed, not stored.
         rotary = type(self._skeleton.model.rotary_emb)(config=config).to(self._device)
@@ -154,5 +190,5 @@ class _Loader:
         )
         kv_heads = config.num_key_value_heads
         return BlockRun(
-            layers, rotary, KVShape(blocks, kv_heads, head_dim, self._dtype, self._device)
+            layers, rotary, KVShape(blocks, kv_heads, head_dim, self._states, self._device)
         )

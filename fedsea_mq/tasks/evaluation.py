@@ -26,11 +26,13 @@ class TaskScores:
 
     def points_below(self, other: TaskScores) -> float:
         """The largest loss against `other` in any task, in percentage points."""
-        return 100 * max(
+        lost = max(
             other.understanding_accuracy - self.understanding_accuracy,
             other.conversation_f1 - self.conversation_f1,
             other.summary_rouge_l - self.summary_rouge_l,
         )
+        # Two questions of two hundred are one point, not a rounding error more than one.
+        return round(100 * lost, 9)
 
 
 async def evaluate(

@@ -15,7 +15,7 @@ from fedsea_mq.model.attention import Span
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.kv_cache import KVCache
 from fedsea_mq.model.partition import Cut
-from fedsea_mq.model.parts import Head, Tail, load_client, split_spans
+from fedsea_mq.model.parts import Head, Tail, load_client, split_spans, weight_bytes
 from fedsea_mq.privacy.noise import NoiseSource, typical_rms
 from fedsea_mq.privacy.scale import noise_std
 from fedsea_mq.protocol.payload import PayloadSpec
@@ -53,8 +53,7 @@ class Loaded:
     @property
     def tensor_bytes(self) -> int:
         """Bytes of the weights that the client holds, in its compute dtype; a tied one once."""
-        weights = {id(p): p for part in (self.head, self.tail) for p in part.parameters()}
-        return sum(p.nbytes for p in weights.values())
+        return weight_bytes(self.head, self.tail)
 
     @property
     def vocab(self) -> int:

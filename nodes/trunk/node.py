@@ -19,7 +19,7 @@ from fedsea_mq.model.attention import Span
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.kv_cache import KVCache
 from fedsea_mq.model.partition import Cut
-from fedsea_mq.model.parts import BlockRun, load_trunk, split_spans
+from fedsea_mq.model.parts import BlockRun, load_trunk, split_spans, weight_bytes
 from fedsea_mq.model.wire_states import decode_states, encode_states
 from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Load, Register
@@ -117,7 +117,7 @@ class TrunkNode:
     @property
     def tensor_bytes(self) -> int:
         """Bytes of the weights that this node holds, in its compute dtype."""
-        return sum(p.nbytes for p in self._running.run.parameters())
+        return weight_bytes(self._running.run)
 
     @property
     def sessions(self) -> int:

@@ -125,13 +125,9 @@ def test_eval_reports_the_tasks_with_and_without_noise(scores: Any) -> None:
     for one in (scores, scores["noise_off"]):
         assert one["cut"] == "1+1"
         # Below the measured scores: forty examples say little, but a broken model says less.
-        assert one["conversation_f1"] > 0.8
-        assert one["summary_rouge_l"] > 0.8
-
-
-@pytest.mark.xfail(strict=True, reason="the embedded model's yes and no are still guesses")
-def test_the_embedded_model_judges_candidate_answers(scores: Any) -> None:
-    assert scores["noise_off"]["understanding_accuracy"] > 0.9
+        assert one["understanding_accuracy"] >= 0.9
+        assert one["conversation_f1"] >= 0.85
+        assert one["summary_rouge_l"] >= 0.8
 
 
 def test_shards_are_served_without_the_whole_model(tmp_path: Path) -> None:

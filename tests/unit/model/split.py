@@ -19,9 +19,9 @@ from fedsea_mq.model.parts import BlockRun, Head, Tail, load_client, load_trunk
 TOLERANCE = 1e-5
 
 
-def unsplit(folder: Path) -> Any:
+def unsplit(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The oracle."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
 
 def prompt(length: int, seed: int = 0, vocab: int = 300) -> list[int]:
@@ -53,10 +53,10 @@ class Split:
     tail: Tail
 
     @classmethod
-    def load(cls, folder: Path, cut: Cut) -> Split:
+    def load(cls, folder: Path, cut: Cut, dtype: str = "fp32") -> Split:
         checkpoint = Checkpoint.open(str(folder))
-        head, tail = load_client(checkpoint, cut, "fp32", "cpu")
-        return cls(head, load_trunk(checkpoint, cut, "fp32", "cpu"), tail)
+        head, tail = load_client(checkpoint, cut, dtype, "cpu")
+        return cls(head, load_trunk(checkpoint, cut, dtype, "cpu"), tail)
 
     def session(self, max_positions: int = 64) -> Session:
         runs = (self.head.run, self.trunk, self.tail.run)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedsea_mq.model.attention import Span, span_attention
+from fedsea_mq.model.attention import Span, StepLayout, span_attention
 from fedsea_mq.model.kv_cache import KVCache, KVShape
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 8
@@ -32,10 +32,11 @@ def formula(
     return scores.masked_fill(hidden, -math.inf).softmax(-1) @ value
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["torch", "compiled"])
 @pytest.mark.parametrize("window", [None, 1, 3, 6, 100])
 @pytest.mark.parametrize("chunks", [[12], [1] * 12, [5, 1, 6], [6, 6]], ids=str)
 def test_whatever_the_chunks_each_position_sees_what_the_formula_says(
-    window: int | None, chunks: list[int]
+    window: int | None, chunks: list[int], compiled: bool
 ) -> None:
     query, key, value = draw(HEADS, 12, HEAD_DIM), draw(KV_HEADS, 12, 8), draw(2, 12, HEAD_DIM) * 2
     cache, at, outputs = KVCache(SHAPE, 12), 0, []
@@ -48,7 +49,7 @@ def test_whatever_the_chunks_each_position_sees_what_the_formula_says(
             value[None, :, rows],
             None,
             scaling=HEAD_DIM**-0.5,
-            spans=[Span(cache, at, count)],
+            layout=StepLayout.of([Span(cache, at, count)], compiled=compiled),
             sliding_window=window,
         )
         assert weights is None
@@ -58,12 +59,20 @@ def test_whatever_the_chunks_each_position_sees_what_the_formula_says(
     torch.testing.assert_close(got, formula(query, key, value, window), atol=1e-6, rtol=1e-5)
 
 
-def test_packed_sessions_do_not_see_each_other() -> None:
-    counts = [4, 1, 3]
-    query, key, value = draw(HEADS, 8, HEAD_DIM), draw(KV_HEADS, 8, HEAD_DIM), draw(2, 8, 8) * 2
-    spans = [Span(KVCache(SHAPE, 4), 0, count) for count in counts]
+@pytest.mark.parametrize("compiled", [False, True], ids=["torch", "compiled"])
+@pytest.mark.parametrize("counts", [[4, 1, 3], [1] * 8, [17, 1, 2, 20, 1]], ids=str)
+def test_packed_sessions_do_not_see_each_other(counts: list[int], compiled: bool) -> None:
+    total = sum(counts)
+    query, key, value = draw(HEADS, total, 8), draw(KV_HEADS, total, 8), draw(2, total, 8) * 2
+    spans = [Span(KVCache(SHAPE, 24), 0, count) for count in counts]
     packed, _ = span_attention(
-        BLOCK, query[None], key[None], value[None], None, scaling=HEAD_DIM**-0.5, spans=spans
+        BLOCK,
+        query[None],
+        key[None],
+        value[None],
+        None,
+        scaling=HEAD_DIM**-0.5,
+        layout=StepLayout.of(spans, compiled=compiled),
     )
     at = 0
     for count in counts:
@@ -71,7 +80,7 @@ def test_packed_sessions_do_not_see_each_other() -> None:
         alone = formula(query[:, rows], key[:, rows], value[:, rows], None)
         torch.testing.assert_close(packed[0, rows].transpose(0, 1), alone, atol=1e-6, rtol=1e-5)
         at += count
-    assert packed.shape == (1, 8, HEADS, HEAD_DIM)
+    assert packed.shape == (1, total, HEADS, HEAD_DIM)
 
 
 def test_a_span_says_where_the_session_stands_after_it() -> None:

@@ -101,3 +101,8 @@ def test_points_below_is_the_largest_loss_of_any_task() -> None:
     before, after = TaskScores(0.9, 0.8, 0.6, 0.7), TaskScores(0.95, 0.5, 0.1, 0.6)
     assert after.points_below(before) == pytest.approx(30)
     assert before.points_below(after) == pytest.approx(5)
+
+
+def test_two_questions_of_two_hundred_are_exactly_a_point() -> None:
+    before, after = TaskScores(199 / 200, 1, 1, 1), TaskScores(197 / 200, 1, 1, 1)
+    assert after.points_below(before) == 1.0
