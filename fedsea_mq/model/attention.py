@@ -18,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from fedsea_mq.model.decode_attention import AVAILABLE, DecodeRows, decode_attention
-from fedsea_mq.model.kv_cache import KVCache
+from fedsea_mq.model.kv_cache import KVCache, KVShape
 
 SPAN_ATTENTION: Final = "fedsea_spans"
 # Longer spans are matrix products that the library does better.
@@ -69,9 +69,19 @@ class StepLayout:
         return cls(long, listed, torch.cat([torch.arange(r.start, r.stop) for r, _ in short]))
 
 
-def compiled_attention(dtype: torch.dtype, device: str) -> bool:
-    """Whether short spans over caches of this kind can go through the compiled loop."""
-    return AVAILABLE and dtype is torch.float32 and device == "cpu"
+def compiled_attention(shape: KVShape) -> bool:
+    """Whether short spans over caches of this kind can go through the compiled loop.
+
+    If so it is compiled, or read from the disk, now and not in some session's first step.
+    """
+    usable = AVAILABLE and shape.dtype is torch.float32 and shape.device == "cpu"
+    if usable and len(shape.blocks):
+        rows = DecodeRows.of([Span(KVCache(shape, 1), 0, 1)])
+        states = torch.zeros(1, shape.kv_heads, shape.head_dim)
+        decode_attention(
+            states, states, states, rows, block=shape.blocks.start, scaling=1.0, window=None
+        )
+    return usable
 
 
 def span_attention(

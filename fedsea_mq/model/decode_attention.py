@@ -43,6 +43,8 @@ class DecodeRows:
     position: np.ndarray[Any, np.dtype[np.int64]]
     first_block: int
     longest: int
+    # Addresses keep nothing alive; this does.
+    spans: Sequence[Span]
 
     @classmethod
     def of(cls, spans: Sequence[Span]) -> DecodeRows:
@@ -50,6 +52,8 @@ class DecodeRows:
         columns: list[list[int]] = [[], [], [], [], []]
         for span in spans:
             where = span.cache.location
+            if not 0 <= span.start < span.stop <= where[-1]:  # compiled code checks no bounds
+                raise ValueError(f"positions {span.start} to {span.stop} of {where[-1]}")
             for position in range(span.start, span.stop):
                 for column, value in zip(columns, (*where, position), strict=True):
                     column.append(value)
@@ -57,7 +61,7 @@ class DecodeRows:
             np.array(column, dtype=np.int64) for column in columns
         )
         first, longest = spans[0].cache.first_block, max(span.stop for span in spans)
-        return cls(address, stride, offset, capacity, positions, first, longest)
+        return cls(address, stride, offset, capacity, positions, first, longest, spans)
 
 
 def decode_attention(

@@ -31,7 +31,7 @@ class BlockRun(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.rotary = rotary
         self.kv_shape = kv_shape
-        self._compiled = compiled_attention(kv_shape.dtype, kv_shape.device)
+        self._compiled = compiled_attention(kv_shape)
 
     def new_cache(self, max_positions: int) -> KVCache:
         """An empty cache for one session."""

@@ -85,3 +85,11 @@ def test_packed_sessions_do_not_see_each_other(counts: list[int], compiled: bool
 
 def test_a_span_says_where_the_session_stands_after_it() -> None:
     assert Span(KVCache(SHAPE, 0), 5, 3).stop == 8
+
+
+@pytest.mark.parametrize(("start", "count"), [(3, 2), (4, 1), (-1, 1)])
+def test_a_span_outside_its_cache_is_refused_before_compiled_code_sees_it(
+    start: int, count: int
+) -> None:
+    with pytest.raises(ValueError, match="positions"):
+        StepLayout.of([Span(KVCache(SHAPE, 4), start, count)], compiled=True)
