@@ -75,13 +75,19 @@ def compiled_attention(shape: KVShape) -> bool:
     If so it is compiled, or read from the disk, now and not in some session's first step.
     """
     usable = AVAILABLE and shape.dtype is torch.float32 and shape.device == "cpu"
-    if usable and len(shape.blocks):
-        rows = DecodeRows.of([Span(KVCache(shape, 1), 0, 1)])
-        states = torch.zeros(1, shape.kv_heads, shape.head_dim)
-        decode_attention(
-            states, states, states, rows, block=shape.blocks.start, scaling=1.0, window=None
-        )
+    if usable:
+        compile_attention()
     return usable
+
+
+def compile_attention() -> None:
+    """Have the compiled loop ready, with the tens of megabytes that its compiler takes."""
+    if AVAILABLE:
+        rows = DecodeRows.of(
+            [Span(KVCache(KVShape(range(1), 1, 1, torch.float32, "cpu"), 1), 0, 1)]
+        )
+        states = torch.zeros(1, 1, 1)
+        decode_attention(states, states, states, rows, block=0, scaling=1.0, window=None)
 
 
 def span_attention(

@@ -119,10 +119,7 @@ class Batcher:
     ) -> None:
         with self._changed:
             self._stopping = True
-            waiting = self._scheduler.remove(lambda _: True)
             self._changed.notify()
-        for work in waiting:
-            _settle(work, NotRunning("the compute loop was stopped"))
         assert self._thread_done is not None
         await asyncio.wait([self._thread_done])
 
@@ -161,11 +158,25 @@ class Batcher:
     # Below: the compute thread.
 
     def _run_steps(self) -> None:
+        try:
+            self._run_until_stopped()
+        finally:
+            # Whatever ended the thread, nobody waits for it in vain.
+            with self._changed:
+                self._stopping = True
+                waiting = self._scheduler.remove(lambda _: True)
+            stopped = NotRunning("the compute loop was stopped")
+            self._tell(_settle_all, [(work, stopped) for work in waiting])
+
+    def _run_until_stopped(self) -> None:
         while (step := self._next_step()) is not None:
             started = time.monotonic()
-            for shares in _by_forward(step):
+            *passes, last = _by_forward(step)
+            for shares in passes:
                 self._hand_over(shares, _compute(shares))
+            outcomes = _compute(last)
             self._account(step, time.monotonic() - started)
+            self._hand_over(last, outcomes)
 
     def _next_step(self) -> list[Share[Work[Any]]] | None:
         """Wait for the next step to start; None to stop."""

@@ -181,10 +181,11 @@ class Scheduler(Generic[W]):
         short work the whole step is open to it.
         """
         ready = [queue[0] for queue in self._sessions.values()]
-        short = [waiting for waiting in ready if waiting.is_short]
-        long = [waiting for waiting in ready if not waiting.is_short]
         budget = self._limits.positions
-        kept = max(1, int(budget * _KEPT_FOR_LONG)) if long and budget > 1 else 0
+        # A step of one position cannot be shared between the two: all work takes turns.
+        short = [waiting for waiting in ready if waiting.is_short or budget == 1]
+        long = [waiting for waiting in ready if not waiting.is_short and budget > 1]
+        kept = max(1, int(budget * _KEPT_FOR_LONG)) if long else 0
         plan: _Plan[W] = _Plan(budget - kept)
         self._fill(plan, short, now)
         plan.room += kept

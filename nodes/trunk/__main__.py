@@ -7,6 +7,7 @@ import sys
 import torch
 
 from fedsea_mq.entry import announce, run_process, settings_from_arguments, stop_asked
+from fedsea_mq.model.attention import compile_attention
 from fedsea_mq.serving.memory import peak_rss_bytes
 from fedsea_mq.settings import Settings
 from nodes.trunk.node import TrunkNode
@@ -15,6 +16,8 @@ from nodes.trunk.node import TrunkNode
 async def serve(settings: Settings) -> None:
     """Serve until asked to stop, then let running sessions end."""
     torch.set_num_threads(settings.model.threads)
+    # Before any weight, but with the compiler of the attention: it is the same for every model.
+    compile_attention()
     baseline = peak_rss_bytes()
     async with TrunkNode(settings) as node:
         await node.registered()
