@@ -65,20 +65,26 @@ class Arrivals:
         self._on_the_way: set[bytes] = set()
 
     @property
+    def sessions(self) -> int:
+        """Sessions that are known."""
+        return len(self._sessions)
+
+    @property
     def any_on_the_way(self) -> bool:
         """Whether any answered session has yet to send its next work, and is not overdue."""
         return bool(self._on_the_way)
 
     def answered(self, session: bytes, lane: Hashable, now: float) -> None:
         """The session was given a result; its next work follows, unless it ends."""
-        known = self._sessions.setdefault(session, _Session())
-        known.lane, known.answered_at = lane, now
-        self._on_the_way.add(session)
+        known = self._sessions.get(session)
+        if known is not None:  # else it left while its last step ran
+            known.lane, known.answered_at = lane, now
+            self._on_the_way.add(session)
 
     def arrived(self, session: bytes, now: float) -> None:
         """The session sent work."""
-        known = self._sessions.get(session)
-        if known is not None and known.lane is not None:
+        known = self._sessions.setdefault(session, _Session())
+        if known.lane is not None:
             known.note(now - known.answered_at)
             known.lane = None
         self._on_the_way.discard(session)

@@ -81,3 +81,12 @@ def test_what_follows_each_kind_of_answer_is_learned_apart() -> None:
     arrivals.answered(b"a", "tail", now)
     until = arrivals.worth_waiting_until(now, now + 0.01)
     assert until == pytest.approx(now + 0.001, abs=0.001)
+
+
+def test_an_answer_to_a_session_that_left_in_the_meantime_leaves_nothing_behind() -> None:
+    arrivals = Arrivals()
+    arrivals.arrived(b"a", 0.0)
+    arrivals.left(b"a")
+    arrivals.answered(b"a", "decode", 1.0)
+    assert not arrivals.any_on_the_way
+    assert arrivals.sessions == 0
