@@ -150,10 +150,13 @@ class Batcher:
             raise
 
     def session_left(self, session: bytes) -> None:
-        """Expect nothing more of a session."""
+        """Expect nothing more of a session; its work that waits fails with `NotRunning`."""
         with self._changed:
             self._arrivals.left(session)
+            waiting = self._scheduler.remove(lambda work: work.owner.session == session)
             self._changed.notify()
+        for work in waiting:
+            _settle(work, NotRunning("the session ended"))
 
     # Below: the compute thread.
 
@@ -186,6 +189,7 @@ class Batcher:
                 now = time.monotonic()
                 self._expire(now)
                 if not len(self._scheduler):
+                    ready_since = None
                     self._changed.wait()
                     continue
                 ready_since = now if ready_since is None else ready_since
@@ -256,13 +260,17 @@ def _compute(shares: Sequence[Share[Work[Any]]]) -> list[Any]:
         sound = [i for i, chunk in enumerate(chunks) if not isinstance(chunk, Exception)]
         outcomes: list[Any] = list(chunks)
         if sound:
-            packed = torch.cat([chunks[i][0] for i in sound])
-            spans = [chunks[i][1] for i in sound]
-            outputs = _attempt(shares[0].work.forward, packed, spans)
+            outputs = _attempt(_run_pass, shares[0].work.forward, [chunks[i] for i in sound])
             for n, i in enumerate(sound):
                 failed = isinstance(outputs, Exception)
                 outcomes[i] = outputs if failed else _take(shares[i], outputs[n])
     return outcomes
+
+
+def _run_pass(
+    forward: Forward, chunks: Sequence[tuple[torch.Tensor, Span]]
+) -> Sequence[torch.Tensor]:
+    return forward(torch.cat([states for states, _ in chunks]), [span for _, span in chunks])
 
 
 def _take(share: Share[Work[Any]], output: torch.Tensor) -> Any:

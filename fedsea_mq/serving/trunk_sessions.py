@@ -185,7 +185,7 @@ class TrunkSessions:
 
     def computed(self, work: Compute, payload: Sequence[bytes]) -> list[Action]:
         """The outputs of `work`, already encoded: the reply, unless the session is gone."""
-        if not self._holds(work):
+        if not self.holds(work):
             return []
         body = Result(cached=work.body.cached + work.body.count, returned=work.body.returned)
         reply = Frame.build(
@@ -200,12 +200,12 @@ class TrunkSessions:
 
     def failed(self, work: Compute, reason: str) -> list[Action]:
         """`work` was not computed: the client is told, and may send it again."""
-        if not self._holds(work):
+        if not self.holds(work):
             return []
         work.positions.failed()
         return [Reply(Frame.error(StepFailed(reason), work.envelope).parts())]
 
-    def _holds(self, work: Compute) -> bool:
+    def holds(self, work: Compute) -> bool:
         """Whether the session is still the one that the work began for: ids can be used again."""
         session = self._sessions.get(work.envelope.session)
         return session is not None and session.positions is work.positions

@@ -194,6 +194,8 @@ class TrunkNode:
 
     async def _compute(self, work: Compute) -> None:
         parts = self._running
+        if not parts.sessions.holds(work):
+            return  # closed before the step was queued: a cache made now would outlive its session
         try:
             payload = await parts.batcher.run(self._step(work))
         except NotRunning:

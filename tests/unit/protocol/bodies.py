@@ -66,7 +66,7 @@ WRONG: dict[str, list[Any]] = {
     "fingerprint": _NO_DIGEST,
     "max_positions": _NO_POSITIONS,
     "dtype": ["fp64", "FP32", "", 1, None, ["fp32"], SECRET],
-    "client": ["peer", bytes(65), 5, None, [SECRET]],
+    "client": ["peer", bytes(256), 5, None, [SECRET]],
     "urgency": [-1, 3, "1", 1.0, True, None, SECRET],
     "node": _NO_NAME,
     "name": _NO_NAME,

@@ -285,3 +285,18 @@ async def test_work_of_two_kinds_shares_a_step_but_no_pass(batcher: Batcher) -> 
     assert await asyncio.gather(first, *others) == [[2.0], [2.0], [4.0], [6.0], [8.0]]
     assert (heads.steps, tails.steps) == ([[1], [1, 1]], [[1, 1]])
     assert batcher.stats.steps == 2
+
+
+async def test_a_session_that_leaves_takes_its_waiting_work_along(
+    blocks: Blocks, batcher: Batcher
+) -> None:
+    first = await first_step_runs(blocks, batcher)
+    gone = asyncio.create_task(batcher.run(blocks.work(2, session=b"gone")))
+    stays = asyncio.create_task(batcher.run(blocks.work(3)))
+    await asyncio.sleep(0)
+    batcher.session_left(b"gone")
+    blocks.open.set()
+    with pytest.raises(NotRunning):
+        await gone
+    assert await asyncio.gather(first, stays) == [[2.0], [6.0]]
+    assert blocks.steps == [[1], [1]]
