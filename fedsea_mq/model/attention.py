@@ -55,12 +55,13 @@ class StepLayout:
     @classmethod
     def of(cls, spans: Sequence[Span], *, compiled: bool) -> StepLayout:
         """Lay out a step; `compiled` if the caches are such that compiled code can read them."""
-        rows, row = [], 0
+        short: list[tuple[slice, Span]] = []
+        long: list[tuple[slice, Span]] = []
+        row = 0
         for span in spans:
-            rows.append((slice(row, row + span.count), span))
+            kind = short if compiled and span.count <= _SHORT_POSITIONS else long
+            kind.append((slice(row, row + span.count), span))
             row += span.count
-        short = [(r, s) for r, s in rows if compiled and s.count <= _SHORT_POSITIONS]
-        long = [(r, s) for r, s in rows if not (compiled and s.count <= _SHORT_POSITIONS)]
         if not short:
             return cls(long, None, None)
         listed = DecodeRows.of([span for _, span in short])

@@ -39,18 +39,10 @@ class KVCache:
             dtype=shape.dtype,
             device=shape.device,
         )
-
-    @property
-    def location(self) -> tuple[int, int, int, int]:
-        """Where compiled code finds things.
-
-        The address of the first block's keys, the bytes from a block to the next, those from keys
-        to values, and the positions of a head.
-        """
-        bytes_to_values, bytes_to_block = (
-            n * self._store.itemsize for n in self._store.stride()[:2]
-        )
-        return self._store.data_ptr(), bytes_to_block, bytes_to_values, self._store.shape[3]
+        to_values, to_block = (n * self._store.itemsize for n in self._store.stride()[:2])
+        # Where compiled code finds things: the address of the first block's keys, the bytes from a
+        # block to the next, those from keys to values, and the positions of a head.
+        self.location = (self._store.data_ptr(), to_block, to_values, max_positions)
 
     def write(self, block: int, start: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store `[kv_heads, count, head_dim]` keys and values of `block` from `start` on."""

@@ -8,7 +8,7 @@ the second pass over the weights that it saves. Pure: times come in as arguments
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 _SMOOTHING: Final = 0.2
@@ -34,19 +34,18 @@ class _Session:
 
     lane: Hashable = None
     answered_at: float = 0.0
-    habits: dict[Hashable, _Habit] | None = None
+    habits: dict[Hashable, _Habit] = field(default_factory=dict)
 
     def note(self, seconds: float) -> None:
-        habits = self.habits = self.habits or {}
-        habit = habits.get(self.lane)
+        habit = self.habits.get(self.lane)
         if habit is None:
-            habits[self.lane] = _Habit(seconds, seconds / 2)
+            self.habits[self.lane] = _Habit(seconds, seconds / 2)
         else:
             habit.note(seconds)
 
     def due(self) -> tuple[float, float] | None:
         """When its next work should come, and when to stop expecting it; None if unknown."""
-        habit = (self.habits or {}).get(self.lane)
+        habit = self.habits.get(self.lane)
         if habit is None:
             return None
         likely = self.answered_at + habit.mean_s

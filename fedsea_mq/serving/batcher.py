@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-import operator
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from functools import partial
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
@@ -146,14 +144,14 @@ class Batcher:
             return await work.result
         except asyncio.CancelledError:
             with self._changed:
-                self._scheduler.remove(partial(operator.is_, work))
+                self._scheduler.discard(work)
             raise
 
     def session_left(self, session: bytes) -> None:
         """Expect nothing more of a session; its work that waits fails with `NotRunning`."""
         with self._changed:
             self._arrivals.left(session)
-            waiting = self._scheduler.remove(lambda work: work.owner.session == session)
+            waiting = self._scheduler.remove_session(session)
             self._changed.notify()
         for work in waiting:
             _settle(work, NotRunning("the session ended"))
@@ -230,7 +228,7 @@ class Batcher:
                 self._arrivals.answered(work.owner.session, work.forward, now)
                 if isinstance(outcome, Exception):
                     # Later chunks of it would build on what was not computed.
-                    self._scheduler.remove(partial(operator.is_, work))
+                    self._scheduler.discard(work)
         self._tell(_settle_all, done)
 
     def _tell(self, call: Callable[..., None], *arguments: Any) -> None:
@@ -271,6 +269,11 @@ def _run_pass(
     forward: Forward, chunks: Sequence[tuple[torch.Tensor, Span]]
 ) -> Sequence[torch.Tensor]:
     return forward(torch.cat([states for states, _ in chunks]), [span for _, span in chunks])
+
+
+def joined(outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The outputs of a work's chunks, `[count, ...]` each, as one."""
+    return outputs[0] if len(outputs) == 1 else torch.cat(list(outputs))
 
 
 def _take(share: Share[Work[Any]], output: torch.Tensor) -> Any:

@@ -116,12 +116,10 @@ class _Plan(Generic[W]):
     """A step as it is put together."""
 
     room: int
-    taken: list[_Waiting[W]] = field(default_factory=list)
-    shares: list[Share[W]] = field(default_factory=list)
+    taken: list[tuple[_Waiting[W], Share[W]]] = field(default_factory=list)
 
     def take(self, waiting: _Waiting[W], count: int) -> None:
-        self.taken.append(waiting)
-        self.shares.append(Share(waiting.work, waiting.done, count))
+        self.taken.append((waiting, Share(waiting.work, waiting.done, count)))
         waiting.done += count
         self.room -= count
 
@@ -133,6 +131,7 @@ class Scheduler(Generic[W]):
         self._limits = limits
         self._sessions: dict[bytes, list[_Waiting[W]]] = {}
         self._arrivals = 0
+        self._count = 0
         # Pieces of work that wait, by client.
         self._present: Counter[bytes] = Counter()
         # Positions given to each client that is here or ahead of who is, and the least of them.
@@ -140,7 +139,7 @@ class Scheduler(Generic[W]):
         self._floor = 0
 
     def __len__(self) -> int:
-        return self._present.total()
+        return self._count
 
     def add(self, work: W, now: float) -> None:
         """Queue work.
@@ -160,6 +159,7 @@ class Scheduler(Generic[W]):
         if client not in self._present and self._floor:
             self._served[client] = max(self._floor, self._served.get(client, 0))
         self._present[client] += 1
+        self._count += 1
 
     def remove(self, unwanted: Callable[[W], bool]) -> list[W]:
         """Take out all waiting work that is `unwanted`, begun or not, and return it."""
@@ -169,6 +169,20 @@ class Scheduler(Generic[W]):
                 removed.append(waiting.work)
                 self._let_go(waiting)
         return removed
+
+    def discard(self, work: W) -> None:
+        """Take out this very piece of work, if it waits."""
+        for waiting in self._sessions.get(work.owner.session, ()):
+            if waiting.work is work:
+                self._let_go(waiting)
+                return
+
+    def remove_session(self, session: bytes) -> list[W]:
+        """Take out all work of a session, and return it."""
+        waits = list(self._sessions.get(session, ()))
+        for waiting in waits:
+            self._let_go(waiting)
+        return [waiting.work for waiting in waits]
 
     def expire(self, now: float) -> list[W]:
         """Take out the work whose deadline has passed."""
@@ -194,7 +208,7 @@ class Scheduler(Generic[W]):
             plan.room = min(plan.room, max(1, long_beside(taken)))
         self._fill(plan, long, now)
         self._settle(plan)
-        return plan.shares
+        return [share for _, share in plan.taken]
 
     def _fill(self, plan: _Plan[W], ready: Sequence[_Waiting[W]], now: float) -> None:
         if sum(waiting.left for waiting in ready) <= plan.room:
@@ -226,7 +240,7 @@ class Scheduler(Generic[W]):
 
     def _settle(self, plan: _Plan[W]) -> None:
         """Book what the step gives to whom, and let go of what it completes."""
-        for waiting, share in zip(plan.taken, plan.shares, strict=True):
+        for waiting, share in plan.taken:
             client = share.work.owner.client
             self._served[client] = self._served.get(client, 0) + share.count
             if share.completes:
@@ -246,6 +260,7 @@ class Scheduler(Generic[W]):
         queue.remove(waiting)
         if not queue:
             del self._sessions[owner.session]
+        self._count -= 1
         self._present[owner.client] -= 1
         if not self._present[owner.client]:
             del self._present[owner.client]

@@ -28,7 +28,7 @@ from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Open, Result, Rollback
 from fedsea_mq.protocol.positions import SentLog
 from fedsea_mq.serving.background import Background
-from fedsea_mq.serving.batcher import Work
+from fedsea_mq.serving.batcher import Work, joined
 from fedsea_mq.serving.scheduler import Owner
 from fedsea_mq.transport.requests import Requests, Traffic
 from nodes.client.engine import ClientEngine
@@ -159,8 +159,8 @@ class ClientSession:
         digests = self._chain.extend(start, tokens)
 
         def finish(outputs: Sequence[torch.Tensor]) -> list[bytes]:
-            states = torch.cat(list(outputs))
-            return encode_states(loaded.noise.add(states, digests), loaded.spec.dtype)
+            states = loaded.noise.add(joined(outputs), digests)
+            return encode_states(states, loaded.spec.dtype)
 
         ids = torch.tensor(list(tokens), device=self._head_device)
         span = Span(self._head_cache, start, len(tokens))

@@ -25,7 +25,7 @@ from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Load, Register
 from fedsea_mq.protocol.payload import WireDtype
 from fedsea_mq.serving.background import Background
-from fedsea_mq.serving.batcher import Batcher, Forward, StepStats, Work
+from fedsea_mq.serving.batcher import Batcher, Forward, StepStats, Work, joined
 from fedsea_mq.serving.compute_thread import compute_thread
 from fedsea_mq.serving.memory import peak_rss_bytes
 from fedsea_mq.serving.scheduler import StepLimits
@@ -304,5 +304,5 @@ def _encode_last(
     outputs: Sequence[torch.Tensor], *, returned: int, dtype: WireDtype
 ) -> list[bytes]:
     """The last `returned` rows of the work's output, as the session's payload."""
-    output = outputs[0] if len(outputs) == 1 else torch.cat(list(outputs))
+    output = joined(outputs)
     return encode_states(output[output.shape[0] - returned :], dtype)
