@@ -15,6 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from fedsea_mq.model.pretrain_clip import QueryClip
 from fedsea_mq.model.pretrain_data import FIRST_WORD, Batch, DocumentStream, train_tokenizer
 from fedsea_mq.model.pretrain_recall import Recall, recall_batches
 
@@ -49,6 +50,7 @@ class PretrainSettings:
     kv_heads: int = 4
     max_positions: int = 2048
     embedding_std: float = 0.5
+    max_attention_score: float = 30.0
 
     def with_steps(self, steps: int) -> PretrainSettings:
         """The same run in `steps` steps of passages, each lesson shorter in proportion."""
@@ -166,6 +168,7 @@ class _Run:
         self._model = model
         self._tokenizer = tokenizer
         self._steps_done = 0
+        self._clip = QueryClip(model, settings.max_attention_score)
         self._optimizer = torch.optim.AdamW(
             _weight_groups(model, settings.weight_decay),
             lr=settings.peak_learning_rate,
@@ -215,6 +218,7 @@ class _Run:
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
         self._optimizer.step()
+        self._clip.clip()
         return answer_loss.item(), accuracy
 
 

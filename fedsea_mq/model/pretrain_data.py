@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from fedsea_mq.tasks.examples import (
     Example,
     conversation,
+    mixed,
     repeat,
     summary,
     understanding,
@@ -46,9 +47,11 @@ def document(rng: random.Random, world: World) -> Example:
     kind = rng.random()
     if kind < 0.10:
         return repeat(story)
-    if kind < 0.45:
+    if kind < 0.35:
         return conversation(rng, story, turns=rng.randint(4, 8))
-    if kind < 0.88:
+    if kind < 0.60:
+        return mixed(rng, story, turns=rng.randint(4, 8))
+    if kind < 0.90:
         return understanding(rng, story, questions=rng.randint(1, 10))
     return summary(story)
 

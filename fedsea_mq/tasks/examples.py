@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
-from fedsea_mq.tasks.questions import every, identifying, wrong_answers
+from fedsea_mq.tasks.questions import Question, every, identifying, wrong_answers
 from fedsea_mq.tasks.world import Person, Story, World
 
 Message = dict[str, str]
@@ -20,9 +20,10 @@ SUMMARISE: Final = "Summarise it in one sentence."
 
 
 class Task(StrEnum):
-    """The embedded tasks; repeating is for training only, it teaches to copy."""
+    """The embedded tasks; repeating and mixed talk are for training, and are not scored."""
 
     REPEAT = "repeat"
+    MIXED = "mixed"
     UNDERSTANDING = "understanding"
     SUMMARY = "summary"
     CONVERSATION = "conversation"
@@ -58,14 +59,20 @@ def understanding(rng: random.Random, story: Story, questions: int = 1) -> Examp
     The right answer says what the passage holds, and then whether the candidate is that: a model
     this small compares what it has said far more surely than what it would say.
     """
-    turns = []
-    for question in rng.sample(every(story), questions):
-        true = rng.random() < 0.5
-        candidate = question.answer if true else rng.choice(wrong_answers(question))
-        asked = f"Question: {question.named} Is it {candidate}?"
-        turns.append(Turn(asked, f"{question.answer}: {'yes' if true else 'no'}"))
-    first = Turn(f"{story.text}\n{turns[0].said}", turns[0].answer)
-    return Example(Task.UNDERSTANDING, (first, *turns[1:]))
+    turns = [_judged(rng, question) for question in rng.sample(every(story), questions)]
+    return Example(Task.UNDERSTANDING, _opened_with(f"{story.text}\n", turns))
+
+
+def _judged(rng: random.Random, question: Question) -> Turn:
+    true = rng.random() < 0.5
+    candidate = question.answer if true else rng.choice(wrong_answers(question))
+    asked = f"Question: {question.named} Is it {candidate}?"
+    return Turn(asked, f"{question.answer}: {'yes' if true else 'no'}")
+
+
+def _opened_with(opening: str, turns: list[Turn]) -> tuple[Turn, ...]:
+    first, *others = turns
+    return (replace(first, said=f"{opening}{first.said}"), *others)
 
 
 def summary(story: Story) -> Example:
@@ -85,16 +92,33 @@ def conversation(rng: random.Random, story: Story, turns: int) -> Example:
 
     Half of them begin by asking who it is.
     """
+    return Example(Task.CONVERSATION, _opened_with(_announced(story), _talk(rng, story, turns, 0)))
+
+
+def mixed(rng: random.Random, story: Story, turns: int) -> Example:
+    """A conversation as people have it: the passage announced or not, some answers to be judged."""
+    talk = _talk(rng, story, turns, judged=0.4)
+    opening = _announced(story) if rng.random() < 0.3 else f"{story.text}\n"
+    return Example(Task.MIXED, _opened_with(opening, talk))
+
+
+def _announced(story: Story) -> str:
+    return f"The story is: {story.text}\nMy question is: "
+
+
+def _talk(rng: random.Random, story: Story, turns: int, judged: float) -> list[Turn]:
     first = rng.choice(identifying(story) if rng.random() < 0.5 else every(story))
     asked = [first, *rng.sample([q for q in every(story) if q != first], turns - 1)]
     last_named: Person | None = None
     said: list[Turn] = []
     for question in asked:
-        text = question.pronoun if last_named is story.person else question.named
-        said.append(Turn(text, question.answer))
+        if rng.random() < judged:
+            said.append(_judged(rng, question))
+        else:
+            text = question.pronoun if last_named is story.person else question.named
+            said.append(Turn(text, question.answer))
         last_named = question.names_after
-    opening = f"The story is: {story.text}\nMy question is: {said[0].said}"
-    return Example(Task.CONVERSATION, (Turn(opening, said[0].answer), *said[1:]))
+    return said
 
 
 def examples(task: Task, seed: int, count: int, *, held_out: bool = True) -> Iterator[Example]:
@@ -111,3 +135,5 @@ def examples(task: Task, seed: int, count: int, *, held_out: bool = True) -> Ite
                 yield summary(story)
             case Task.CONVERSATION:
                 yield conversation(rng, story, turns=4)
+            case Task.MIXED:
+                yield mixed(rng, story, turns=4)
