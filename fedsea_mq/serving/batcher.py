@@ -101,6 +101,7 @@ class Batcher:
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread_done: asyncio.Future[None] | None = None
+        self._computing: Sequence[Share[Work[Any]]] = ()
         self._cost = StepCost()
         self.stats = StepStats()
 
@@ -120,6 +121,11 @@ class Batcher:
             self._changed.notify()
         assert self._thread_done is not None
         await asyncio.wait([self._thread_done])
+
+    async def watch(self) -> None:
+        """Return when the compute thread stops; raises what ended it, if it was not asked to."""
+        assert self._thread_done is not None
+        await asyncio.shield(self._thread_done)
 
     async def run(self, work: Work[R]) -> R:
         """Queue `work` and wait for its result.
@@ -166,18 +172,20 @@ class Batcher:
             with self._changed:
                 self._stopping = True
                 waiting = self._scheduler.remove(lambda _: True)
+            begun = [share.work for share in self._computing]
             stopped = NotRunning("the compute loop was stopped")
-            self._tell(_settle_all, [(work, stopped) for work in waiting])
+            self._tell(_settle_all, [(work, stopped) for work in (*begun, *waiting)])
 
     def _run_until_stopped(self) -> None:
         while (step := self._next_step()) is not None:
-            started = time.monotonic()
+            self._computing, started = step, time.monotonic()
             *passes, last = _by_forward(step)
             for shares in passes:
                 self._hand_over(shares, _compute(shares))
             outcomes = _compute(last)
             self._account(step, time.monotonic() - started)
             self._hand_over(last, outcomes)
+            self._computing = ()
 
     def _next_step(self) -> list[Share[Work[Any]]] | None:
         """Wait for the next step to start; None to stop."""

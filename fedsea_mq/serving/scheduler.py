@@ -8,15 +8,17 @@ Iteration-level batching: every step is planned anew from all that waits, in thr
 2. Among clients, positions are divided max-min fairly: a client with many sessions gets no more
    than one with few, while there is not enough for all; what cannot be divided evenly goes to
    whom the scheduler has given least so far.
-3. More urgent work goes before less urgent; work that has waited longer than `patience_s` counts
-   as the most urgent, so nothing starves.
+3. Within a client, more urgent work goes before less urgent, then the earlier deadline, then the
+   order of arrival; work that has waited longer than `patience_s` counts as the most urgent, so
+   nothing starves. A client names its own urgency, so it weighs against its own work alone.
 
-Within a client: more urgent first, then the earlier deadline, then the order of arrival. Work of
-one session is never reordered.
+Work of one session is never reordered.
 """
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,10 +32,12 @@ from fedsea_mq.serving.fair_share import fair_shares
 SHORT_POSITIONS: Final = 16
 # Long work gets at least this part of a step in which it waits.
 _KEPT_FOR_LONG: Final = 1 / 8
+# Deadlines of work already done that are kept before they are swept out.
+_SPENT_DEADLINES: Final = 1024
 
 
 class Urgency(IntEnum):
-    """What goes first when there is not room for all."""
+    """What goes first when there is not room for all of a client's work."""
 
     INTERACTIVE = 0
     NORMAL = 1
@@ -101,6 +105,7 @@ class _Waiting(Generic[W]):
     since: float
     number: int
     done: int = 0
+    waits: bool = True
 
     @property
     def left(self) -> int:
@@ -137,6 +142,8 @@ class Scheduler(Generic[W]):
         # Positions given to each client that is here or ahead of who is, and the least of them.
         self._served: dict[bytes, int] = {}
         self._floor = 0
+        # The earliest deadline on top; what is done meanwhile is dropped when it comes up.
+        self._deadlines: list[tuple[float, int, _Waiting[W]]] = []
 
     def __len__(self) -> int:
         return self._count
@@ -151,8 +158,16 @@ class Scheduler(Generic[W]):
             raise Busy("as much work waits as may", self._limits.retry_after_s)
         self._arrive(work.owner.client)
         self._arrivals += 1
-        queue = self._sessions.setdefault(work.owner.session, [])
-        queue.append(_Waiting(work, now, self._arrivals))
+        waiting = _Waiting(work, now, self._arrivals)
+        self._sessions.setdefault(work.owner.session, []).append(waiting)
+        if work.deadline != math.inf:
+            self._watch(waiting)
+
+    def _watch(self, waiting: _Waiting[W]) -> None:
+        if len(self._deadlines) > 2 * self._count + _SPENT_DEADLINES:
+            self._deadlines = [entry for entry in self._deadlines if entry[2].waits]
+            heapq.heapify(self._deadlines)
+        heapq.heappush(self._deadlines, (waiting.work.deadline, waiting.number, waiting))
 
     def _arrive(self, client: bytes) -> None:
         """Being away earns nothing: who comes (back) is level with the least served."""
@@ -186,7 +201,13 @@ class Scheduler(Generic[W]):
 
     def expire(self, now: float) -> list[W]:
         """Take out the work whose deadline has passed."""
-        return self.remove(lambda work: work.deadline <= now)
+        late: list[W] = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, _, waiting = heapq.heappop(self._deadlines)
+            if waiting.waits:
+                late.append(waiting.work)
+                self._let_go(waiting)
+        return late
 
     def plan(self, now: float, long_beside: Callable[[int], int] | None = None) -> list[Share[W]]:
         """The next step; empty if nothing waits.
@@ -215,28 +236,27 @@ class Scheduler(Generic[W]):
             for waiting in ready:
                 plan.take(waiting, waiting.left)
             return
-        for urgency in Urgency:
-            pressing = [w for w in ready if self._urgency(w, now) is urgency]
-            self._share_out(plan, pressing)
+        self._share_out(plan, ready, now)
 
-    def _urgency(self, waiting: _Waiting[W], now: float) -> Urgency:
-        impatient = now - waiting.since > self._limits.patience_s
-        return Urgency.INTERACTIVE if impatient else waiting.work.owner.urgency
-
-    def _share_out(self, plan: _Plan[W], pressing: Sequence[_Waiting[W]]) -> None:
-        """Divide the room that is left among the clients of `pressing`."""
+    def _share_out(self, plan: _Plan[W], ready: Sequence[_Waiting[W]], now: float) -> None:
+        """Divide the room that is left among the clients of `ready`."""
         by_client: dict[bytes, list[_Waiting[W]]] = {}
-        for waiting in pressing:
+        for waiting in ready:
             by_client.setdefault(waiting.work.owner.client, []).append(waiting)
         wanted = {client: sum(w.left for w in waits) for client, waits in by_client.items()}
         owed = {client: -self._served.get(client, 0) for client in wanted}
         for client, share in fair_shares(wanted, plan.room, owed).items():
             left = share
-            for waiting in sorted(by_client[client], key=_turn):
+            for waiting in sorted(by_client[client], key=lambda one: self._turn(one, now)):
                 count = min(left, waiting.left)
                 if count:
                     plan.take(waiting, count)
                     left -= count
+
+    def _turn(self, waiting: _Waiting[W], now: float) -> tuple[int, float, int]:
+        owner, impatient = waiting.work.owner, now - waiting.since > self._limits.patience_s
+        urgency = Urgency.INTERACTIVE if impatient else owner.urgency
+        return (urgency, waiting.work.deadline, waiting.number)
 
     def _settle(self, plan: _Plan[W]) -> None:
         """Book what the step gives to whom, and let go of what it completes."""
@@ -258,13 +278,10 @@ class Scheduler(Generic[W]):
         owner = waiting.work.owner
         queue = self._sessions[owner.session]
         queue.remove(waiting)
+        waiting.waits = False
         if not queue:
             del self._sessions[owner.session]
         self._count -= 1
         self._present[owner.client] -= 1
         if not self._present[owner.client]:
             del self._present[owner.client]
-
-
-def _turn(waiting: _Waiting[W]) -> tuple[int, float, int]:
-    return (waiting.work.owner.urgency, waiting.work.deadline, waiting.number)

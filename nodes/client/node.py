@@ -56,6 +56,7 @@ class ClientNode:
             await stack.enter_async_context(link)
             requests = Requests(link.send, Patience(client.request_timeout_s, client.give_up_s))
             background = await stack.enter_async_context(Background())
+            background.start(self._engine.batcher.watch(), "fedsea client compute")
             self._wires = _Wires(requests, link.send, background)
             self._stack = stack.pop_all()
         _log.info("client ready", noise_std=round(self.noise_std, 6), wire=client.wire_dtype.value)

@@ -17,7 +17,6 @@ from fedsea_mq.errors import (
     MalformedFrame,
     NotRunning,
     RemoteError,
-    SendQueueFull,
     SessionLost,
     SessionUnknown,
 )
@@ -96,7 +95,7 @@ class ClientSession:
         self._tell_closed()
 
     def _tell_closed(self) -> None:
-        with suppress(SendQueueFull, NotRunning):  # then the lease frees it
+        with suppress(NotRunning):  # then the lease frees it
             self._send(Frame.build(Kind.CLOSE, Nothing(), session=self._id).parts())
 
     async def _open(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from fedsea_mq.errors import NodeUnknown, SendQueueFull
+from fedsea_mq.errors import NodeUnknown
 from fedsea_mq.log import get_logger
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame, Parts
@@ -78,10 +78,7 @@ class Membership:
         self._tell(Kind.LEAVE, Nothing())
 
     def _tell(self, kind: Kind, body: Register | Load | Nothing) -> None:
-        try:
-            self._send(Frame.build(kind, body).parts())
-        except SendQueueFull as error:
-            _log.warning("the broker is away", reason=str(error))
+        self._send(Frame.build(kind, body).parts())
 
 
 async def _within(event: asyncio.Event, seconds: float) -> None:

@@ -13,7 +13,7 @@ from typing import Self
 
 import torch
 
-from fedsea_mq.errors import FedSeaError, NotRunning, SendQueueFull
+from fedsea_mq.errors import FedSeaError, NotRunning
 from fedsea_mq.log import get_logger
 from fedsea_mq.model.attention import Span
 from fedsea_mq.model.checkpoint import Checkpoint
@@ -90,6 +90,7 @@ class TrunkNode:
                 _Meter(batcher.stats, time.monotonic()),
             )
             background.start(membership.run(), f"{self.name} membership")
+            background.start(batcher.watch(), f"{self.name} compute")
             background.start(self._expire(), f"{self.name} leases")
             self._stack = stack.pop_all()
         _log.info("trunk ready", node=self.name, blocks=str(run.kv_shape.blocks))
@@ -176,7 +177,7 @@ class TrunkNode:
         for action in actions:
             match action:
                 case Reply(reply):
-                    self._send(reply)
+                    self._running.link.send(reply)
                 case Compute():
                     self._running.background.start(self._compute(action), "fedsea step")
                 case Release(session):
@@ -184,13 +185,6 @@ class TrunkNode:
                     self._running.batcher.session_left(session)
                     if not len(self._running.sessions):
                         self._empty.set()
-
-    def _send(self, reply: list[bytes]) -> None:
-        try:
-            self._running.link.send(reply)
-        except SendQueueFull as error:
-            # The broker is away; the client asks again and gets the stored reply.
-            _log.warning("reply not sent", reason=str(error))
 
     async def _compute(self, work: Compute) -> None:
         parts = self._running

@@ -67,6 +67,14 @@ class Blocks:
         return Work(owner, self, span, full, finish, deadline)
 
 
+class _Fatal(BaseException):
+    """What no session's fault handling catches."""
+
+
+def _exhausted(packed: torch.Tensor, spans: Sequence[Span]) -> Sequence[torch.Tensor]:
+    raise _Fatal
+
+
 @pytest.fixture
 def blocks() -> Blocks:
     return Blocks()
@@ -267,6 +275,22 @@ async def test_leaving_ends_the_step_that_runs_and_fails_what_waits(blocks: Bloc
         with pytest.raises(NotRunning):
             await batcher.run(blocks.work(3))
     assert len(blocks.steps) == 1
+
+
+async def test_a_thread_that_dies_strands_nobody_and_says_so(blocks: Blocks) -> None:
+    async with (
+        compute_thread("test compute") as executor,
+        Batcher(executor, StepLimits(8)) as batcher,
+    ):
+        watched = asyncio.create_task(batcher.watch())
+        deadly = blocks.work(1)
+        deadly.forward = _exhausted
+        with pytest.raises(NotRunning):
+            await batcher.run(deadly)
+        with pytest.raises(_Fatal):
+            await watched
+        with pytest.raises(NotRunning):
+            await batcher.run(blocks.work(2))
 
 
 async def test_work_before_entering_is_refused(blocks: Blocks) -> None:

@@ -125,12 +125,18 @@ def test_being_away_earns_nothing() -> None:
     assert 5 <= late.count("c") <= 8
 
 
-def test_the_urgent_go_first_and_the_impatient_with_them() -> None:
+def test_a_clients_urgent_work_goes_before_its_other_work_until_that_is_impatient() -> None:
     background = Piece("slow", client="a", urgency=Urgency.BACKGROUND)
-    urgent = [Piece(f"u{n}", client="b", urgency=Urgency.INTERACTIVE) for n in range(8)]
+    urgent = [Piece(f"u{n}", client="a", urgency=Urgency.INTERACTIVE) for n in range(8)]
     made = scheduler(background, *urgent, positions=4, patience_s=1.0)
     assert "slow" not in taken(made.plan(0.5))
     assert "slow" in taken(made.plan(1.5))
+
+
+def test_calling_its_work_urgent_gives_a_client_nothing_over_another() -> None:
+    modest = Piece("slow", client="a", urgency=Urgency.BACKGROUND)
+    loud = [Piece(f"u{n}", client="b", urgency=Urgency.INTERACTIVE) for n in range(8)]
+    assert "slow" in taken(scheduler(modest, *loud, positions=4).plan(0.0))
 
 
 def test_within_a_client_the_nearer_deadline_goes_first() -> None:
@@ -145,6 +151,16 @@ def test_what_is_past_its_deadline_is_taken_out_and_returned() -> None:
     assert made.expire(0.5) == []
     assert made.expire(1.0) == [late]
     assert len(made) == 0
+
+
+def test_deadlines_of_work_long_done_are_not_kept() -> None:
+    made = scheduler()
+    for _ in range(20_000):
+        made.add(Piece("a", deadline=1e9), 0.0)
+        made.plan(0.0)
+    assert len(made._deadlines) < 2_000
+    made.add(Piece("b", deadline=5.0), 0.0)
+    assert [work.session for work in made.expire(5.0)] == ["b"]
 
 
 def test_more_than_may_wait_is_refused_with_when_to_come_again() -> None:
