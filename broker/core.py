@@ -217,12 +217,17 @@ class BrokerCore:
         beat = Frame.build(Kind.HEARTBEAT, Nothing()).parts()
         return [*lost, *(Send(Side.CLIENTS, client, beat) for client in clients)]
 
-    def undelivered(self, send: Send) -> list[Send]:
-        """The peer of `send` is gone, or so slow that its queue is full: let go of it."""
+    def refused(self, side: Side, peer: bytes, error: FedSeaError) -> Send:
+        """The answer to a message that could not be taken apart."""
         self.counters.errors += 1
-        if send.side is Side.NODES:
-            return self._lose_node(send.peer)
-        orphans = [i for i, route in self._routes.items() if route.client == send.peer]
+        return Send(side, peer, Frame.error(error, _NO_ENVELOPE).parts())
+
+    def undelivered(self, side: Side, peer: bytes) -> list[Send]:
+        """The peer is gone, or so slow that its queue is full: let go of it."""
+        self.counters.errors += 1
+        if side is Side.NODES:
+            return self._lose_node(peer)
+        orphans = [i for i, route in self._routes.items() if route.client == peer]
         return [self._close_on_node(self._routes.pop(i).node, i) for i in orphans]
 
     def _lose_node(self, peer: bytes) -> list[Send]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Self
 
 import zmq
 
 from broker.core import BrokerCore, BrokerTerms, Send, Side
-from fedsea_mq.errors import NotRunning, PeerUnreachable, SendQueueFull
+from fedsea_mq.errors import FedSeaError, NotRunning, PeerUnreachable, SendQueueFull
 from fedsea_mq.log import get_logger
+from fedsea_mq.protocol.bundle import is_bundle, unbundled
 from fedsea_mq.settings import BrokerSettings
 from fedsea_mq.transport.loop_socket import LoopSocket
+from fedsea_mq.transport.outbox import Outbox
 
 _log = get_logger(__name__)
 
@@ -32,6 +35,7 @@ class Broker:
             Side.CLIENTS: self._socket(self._from_client),
             Side.NODES: self._socket(self._from_node),
         }
+        self._outboxes = {side: Outbox(partial(self._transmit, side)) for side in Side}
         self._ticker: asyncio.Task[None] | None = None
         self.clients = settings.clients
         self.nodes = settings.nodes
@@ -67,6 +71,7 @@ class Broker:
 
     async def _close_sockets(self) -> None:
         for side in Side:
+            self._outboxes[side].flush()
             await self._sockets[side].__aexit__()
 
     async def _tick(self) -> None:
@@ -82,18 +87,31 @@ class Broker:
 
     def _from_client(self, message: list[Any]) -> None:
         peer, *parts = message
-        self._deliver(self._running.from_client(bytes(peer), parts, time.monotonic()))
+        for one in self._unbundled(Side.CLIENTS, bytes(peer), parts):
+            self._deliver(self._running.from_client(bytes(peer), one, time.monotonic()))
 
     def _from_node(self, message: list[Any]) -> None:
         peer, *parts = message
-        self._deliver(self._running.from_node(bytes(peer), parts, time.monotonic()))
+        for one in self._unbundled(Side.NODES, bytes(peer), parts):
+            self._deliver(self._running.from_node(bytes(peer), one, time.monotonic()))
+
+    def _unbundled(self, side: Side, peer: bytes, parts: list[Any]) -> Iterable[list[Any]]:
+        """The messages that came as this one; none, and an error back, if it cannot be read."""
+        if not is_bundle(parts):
+            return [parts]
+        try:
+            return unbundled(parts)
+        except FedSeaError as error:
+            self._deliver([self._running.refused(side, peer, error)])
+            return []
 
     def _deliver(self, sends: Iterable[Send]) -> None:
-        waiting = list(sends)
-        while waiting:
-            send = waiting.pop(0)
-            try:
-                self._sockets[send.side].send([send.peer, *send.parts])
-            except (PeerUnreachable, SendQueueFull) as error:
-                _log.warning("peer let go", side=send.side.name.lower(), reason=str(error))
-                waiting += self._running.undelivered(send)
+        for send in sends:
+            self._outboxes[send.side].put(send.peer, list(send.parts))
+
+    def _transmit(self, side: Side, peer: bytes, parts: list[Any], _: object) -> None:
+        try:
+            self._sockets[side].send([peer, *parts])
+        except (PeerUnreachable, SendQueueFull) as error:
+            _log.warning("peer let go", side=side.name.lower(), reason=str(error))
+            self._deliver(self._running.undelivered(side, peer))

@@ -37,6 +37,8 @@ class Kind(IntEnum):
     RENEWED = 9
     CLOSE = 10
     ERROR = 11
+    # any of the others, many at once (see `bundle`)
+    BUNDLE = 12
     # with the broker itself
     REGISTER = 20
     REGISTERED = 21

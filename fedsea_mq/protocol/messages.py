@@ -55,8 +55,8 @@ class Open:
     """Client asks for a session of up to `max_positions` on a node of this fingerprint.
 
     `client` is whose session it is, for fairness between clients: the broker sets it, whatever the
-    client wrote there. `urgency` orders work when there is not room for all: 0 interactive,
-    1 normal, 2 background.
+    client wrote there. `urgency` orders a client's own work when there is not room for all of it:
+    0 interactive, 1 normal, 2 background.
     """
 
     fingerprint: Digest

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Sequence
+from typing import Final, Self, TypeVar
 
 import zmq
 
-from fedsea_mq.errors import FedSeaError
+from fedsea_mq.errors import FedSeaError, NotRunning, SendQueueFull
 from fedsea_mq.log import get_logger
+from fedsea_mq.protocol.bundle import is_bundle, unbundled
 from fedsea_mq.protocol.frames import Frame, Parts
-from fedsea_mq.transport.loop_socket import LoopSocket
+from fedsea_mq.transport.loop_socket import Context, LoopSocket
+from fedsea_mq.transport.outbox import Outbox
 
+R = TypeVar("R")
 _log = get_logger(__name__)
+# A dealer has one peer and does not address it.
+_BROKER: Final = b""
 
 
 class BrokerLink:
     """Sends frames to the broker and hands on what comes back. Use with `async with`.
 
-    ZeroMQ reconnects by itself: frames sent while the broker is away are queued up to
-    `max_queued`, and requests are made again by whoever waits for an answer.
+    ZeroMQ reconnects by itself: messages sent while the broker is away are queued up to
+    `max_queued`, then let go; requests are made again by whoever waits for an answer.
     """
 
     def __init__(
@@ -29,6 +34,7 @@ class BrokerLink:
         *,
         max_part_bytes: int,
         max_queued: int = 4096,
+        context: Context | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._on_frame = on_frame
@@ -38,7 +44,9 @@ class BrokerLink:
             max_part_bytes=max_part_bytes,
             max_queued=max_queued,
             copy=True,
+            context=context,
         )
+        self._outbox = Outbox(self._transmit)
 
     async def __aenter__(self) -> Self:
         await self._socket.__aenter__()
@@ -50,17 +58,32 @@ class BrokerLink:
         return self
 
     async def __aexit__(self, *reason: object) -> None:
+        self._outbox.flush()
         await self._socket.__aexit__(*reason)
 
     def send(self, parts: Parts) -> None:
-        """Queue a frame for the broker. Raises `SendQueueFull`."""
-        self._socket.send(parts)
+        """Queue a frame for the broker. Raises `NotRunning`."""
+        if not self._socket.is_open:
+            raise NotRunning("the link to the broker is not open")
+        self._outbox.put(_BROKER, parts)
+
+    def _transmit(self, _: bytes, parts: Parts, run: Sequence[Parts]) -> None:
+        try:
+            self._socket.send(parts)
+        except SendQueueFull as error:
+            _log.warning("the broker is away", frames_let_go=len(run), reason=str(error))
 
     def _read(self, parts: list[bytes]) -> None:
-        try:
-            frame = Frame.read(parts)
-        except FedSeaError as error:
-            # Only the broker can write to this link; sizes and versions are safe to log.
-            _log.warning("frame refused", reason=str(error))
-            return
-        self._on_frame(frame)
+        for message in _readable(unbundled, parts) or [] if is_bundle(parts) else [parts]:
+            frame = _readable(Frame.read, message)
+            if frame is not None:
+                self._on_frame(frame)
+
+
+def _readable(read: Callable[[Parts], R], parts: Parts) -> R | None:
+    try:
+        return read(parts)
+    except FedSeaError as error:
+        # Only the broker can write to this link; sizes and versions are safe to log.
+        _log.warning("frame refused", reason=str(error))
+        return None

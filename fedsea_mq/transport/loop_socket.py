@@ -17,6 +17,7 @@ from fedsea_mq.errors import EndpointUnavailable, NotRunning, PeerUnreachable, S
 from fedsea_mq.protocol.frames import MAX_PARTS
 
 Part = Any  # bytes, or zmq.Frame where nothing is copied
+Context = zmq.Context[zmq.Socket[bytes]]
 OnMessage = Callable[[list[Part]], None]
 
 # Messages taken before other tasks of the loop get their turn.
@@ -36,23 +37,32 @@ class LoopSocket:
         max_part_bytes: a peer that sends a larger part is disconnected by ZeroMQ.
         max_queued: messages queued to one peer; beyond it `send` raises.
         copy: whether parts arrive as bytes; otherwise as `zmq.Frame`, for relaying untouched.
+        context: one to share, with its I/O thread, among many sockets; else one of its own.
     """
 
     def __init__(
-        self, kind: int, on_message: OnMessage, *, max_part_bytes: int, max_queued: int, copy: bool
+        self,
+        kind: int,
+        on_message: OnMessage,
+        *,
+        max_part_bytes: int,
+        max_queued: int,
+        copy: bool,
+        context: Context | None = None,
     ) -> None:
         self._kind = kind
         self._on_message = on_message
         self._max_part_bytes = max_part_bytes
         self._max_queued = max_queued
         self._copy = copy
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._shared_context = context
+        self._context: Context | None = None
         self._socket: zmq.Socket[bytes] | None = None
         self._looking = False
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        self._context = zmq.Context()
+        self._context = self._shared_context or zmq.Context()
         socket = self._context.socket(self._kind)
         socket.set(zmq.LINGER, _LINGER_MS)
         socket.set(zmq.MAXMSGSIZE, self._max_part_bytes)
@@ -75,8 +85,14 @@ class LoopSocket:
         socket, self._socket = self._socket, None
         self._loop.remove_reader(_descriptor(socket))
         socket.close()
-        # Waits for the linger time at most, so it must not hold the loop.
-        await self._loop.run_in_executor(None, self._context.term)
+        if self._shared_context is None:
+            # Waits for the linger time at most, so it must not hold the loop.
+            await self._loop.run_in_executor(None, self._context.term)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether messages can be sent."""
+        return self._socket is not None
 
     def bind(self, endpoint: str) -> str:
         """Listen; returns the endpoint with the port that `tcp://host:*` was given.

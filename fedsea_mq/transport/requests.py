@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from fedsea_mq.errors import Busy, FedSeaError, PeerUnreachable, RemoteError, SendQueueFull
+from fedsea_mq.errors import Busy, FedSeaError, PeerUnreachable, RemoteError
 from fedsea_mq.log import get_logger
 from fedsea_mq.protocol.envelope import NO_SESSION, Kind
 from fedsea_mq.protocol.frames import Frame, Parts, wire_bytes
@@ -23,6 +23,8 @@ class Traffic:
     bytes_up: int = 0
     bytes_down: int = 0
     round_trips: int = 0
+    refusals: int = 0
+    """Busy replies, each waited out and asked again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class Requests:
             try:
                 return await self._try(number, session, parts, traffic, give_up)
             except Busy as busy:
+                traffic.refusals += 1
                 if asyncio.get_running_loop().time() + busy.retry_after_s > give_up:
                     raise
                 await asyncio.sleep(busy.retry_after_s)
@@ -87,7 +90,8 @@ class Requests:
         loop = asyncio.get_running_loop()
         try:
             while (left := give_up - loop.time()) > 0:
-                self._send_once(parts, traffic)
+                self._send(parts)
+                traffic.bytes_up += wire_bytes(parts)
                 wait_s = min(left, self._patience.resend_s)
                 done, _ = await asyncio.wait([pending.reply], timeout=wait_s)
                 if not done:
@@ -100,13 +104,6 @@ class Requests:
             raise PeerUnreachable(f"no answer within {self._patience.give_up_s:g} s")
         finally:
             del self._pending[number]
-
-    def _send_once(self, parts: Parts, traffic: Traffic) -> None:
-        try:
-            self._send(parts)
-        except SendQueueFull:
-            return  # the broker is away and the queue holds older copies: ask again later
-        traffic.bytes_up += wire_bytes(parts)
 
     def receive(self, frame: Frame) -> None:
         """Give a frame to whoever waits for it; one that nobody waits for is an old duplicate."""

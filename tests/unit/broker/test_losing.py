@@ -63,7 +63,7 @@ class TestLosing:
         placing.opened(ANNA, S1)
         placing.opened(BERT, S2)
         (back,) = placing.node_says(A, result(S1))
-        (sent,) = placing.core.undelivered(back)
+        (sent,) = placing.core.undelivered(back.side, back.peer)
         assert closes(sent, A, S1)
         assert placing.sessions == 1
 
@@ -82,13 +82,14 @@ class TestLosing:
     ) -> None:
         placing.opened(ANNA, S1)
         (beat,) = placing.core.tick(placing.now)
-        (sent,) = placing.core.undelivered(beat)
+        (sent,) = placing.core.undelivered(beat.side, beat.peer)
         assert closes(sent, A, S1)
         assert placing.core.tick(placing.now) == []
 
     def test_given_an_undelivered_node_then_its_clients_are_told(self, placing: Placing) -> None:
         placing.opened(ANNA, S1)
-        (sent,) = placing.core.undelivered(placing.extend(ANNA, S1))
+        to_node = placing.extend(ANNA, S1)
+        (sent,) = placing.core.undelivered(to_node.side, to_node.peer)
         refused(sent, SessionLost)
         assert placing.sessions == 0
 

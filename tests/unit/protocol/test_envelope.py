@@ -29,7 +29,7 @@ def test_an_envelope_comes_back_as_it_was_sent(kind: Kind, session: bytes, seq: 
         [PROTOCOL_VERSION, 1, SESSION],
         [PROTOCOL_VERSION, 1, SESSION, 0, 0],
         [PROTOCOL_VERSION, 0, SESSION, 0],
-        [PROTOCOL_VERSION, 12, SESSION, 0],
+        [PROTOCOL_VERSION, 19, SESSION, 0],
         [PROTOCOL_VERSION, True, SESSION, 0],
         [PROTOCOL_VERSION, 1.0, SESSION, 0],
         [PROTOCOL_VERSION, "OPEN", SESSION, 0],
