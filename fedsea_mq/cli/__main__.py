@@ -15,7 +15,7 @@ from fedsea_mq import __version__
 from fedsea_mq.cli import options
 from fedsea_mq.cli.output import console, print_json, print_table, progress_console
 from fedsea_mq.entry import leaves
-from fedsea_mq.errors import ConfigError, FedSeaError
+from fedsea_mq.errors import ConfigError, FedSeaError, PeerUnreachable
 from fedsea_mq.settings import Settings, explain
 
 app = typer.Typer(
@@ -219,6 +219,63 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command()
+def loadtest(
+    config: options.Config = None,
+    set_: options.Overrides = None,
+    as_json: options.AsJson = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the report as JSON, Markdown and PNG.")
+    ] = None,
+    join: Annotated[
+        bool, typer.Option("--join", help="Load the running system of the config's broker.")
+    ] = False,
+    clients: Annotated[int, typer.Option(min=1, max=20_000, help="Connections.")] = 16,
+    sessions: Annotated[int, typer.Option(min=1, max=1024, help="Sessions a client.")] = 1,
+    full: Annotated[
+        bool, typer.Option("--full", help="Clients with head and tail; else replayed states.")
+    ] = False,
+    arrivals: Annotated[
+        str, typer.Option(help="`closed`, `poisson:RATE`, `bursts:RATE,SIZE`, `trace:FILE`.")
+    ] = "closed",
+    prompt: Annotated[str, typer.Option(help="Prompt tokens: 64, 32-128 or 100~0.5.")] = "64",
+    new: Annotated[str, typer.Option(help="New tokens, in the same forms.")] = "32",
+    link: Annotated[
+        str, typer.Option(help="`lan`, `wan`, `mobile` or DELAY_MS,JITTER_MS,MBPS,LOSS.")
+    ] = "lan",
+    duration: Annotated[float, typer.Option(min=1, help="Seconds.")] = 20.0,
+    warmup: Annotated[float, typer.Option(min=0, help="Seconds that are not measured.")] = 3.0,
+    processes: Annotated[int, typer.Option(min=1, max=64, help="Load processes.")] = 1,
+    stops: Annotated[float, typer.Option(min=0, max=1, help="Share cancelled half way.")] = 0.0,
+    vanishes: Annotated[
+        float, typer.Option(min=0, max=1, help="Share whose client leaves without a word.")
+    ] = 0.0,
+    slo_ttft: Annotated[float, typer.Option(min=1, help="ms; slower is not good.")] = 2000.0,
+    slo_tpot: Annotated[float, typer.Option(min=1, help="ms; slower is not good.")] = 200.0,
+    seed: Annotated[int, typer.Option(help="Of arrivals and lengths.")] = 0,
+) -> None:
+    """Load a system with simulated clients; report latency, throughput and fairness."""
+    from fedsea_mq.cli.load_options import plan_from
+    from fedsea_mq.cli.loadtest import loadtest as run
+
+    plan = plan_from(
+        arrivals,
+        link,
+        sessions=(sessions,) * clients,
+        kind="full" if full else "thin",
+        prompt=prompt,
+        new=new,
+        duration_s=duration,
+        warmup_s=warmup,
+        stops=stops,
+        vanishes=vanishes,
+        slo={"ttft_ms": slo_ttft, "tpot_ms": slo_tpot},
+        seed=seed,
+    )
+    settings = _quiet(config, set_)
+    _run(run(settings, plan, processes=processes, join=join, out=out, as_json=as_json))
+
+
 @app.command(name="eval")
 def evaluate(
     config: options.Config = None,
@@ -365,6 +422,8 @@ def main() -> None:
             raise
         said = {f"{type(leaf).__name__}: {leaf}" for leaf in leaves(error)}
         progress_console.print("\n".join(sorted(said)), style="red", markup=False)
+        if any(isinstance(leaf, PeerUnreachable) for leaf in leaves(error)):
+            progress_console.print("Is the system up? `fedsea up` starts one on this machine.")
         sys.exit(2 if isinstance(error, ConfigError) else 1)
 
 

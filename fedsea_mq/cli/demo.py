@@ -73,8 +73,10 @@ def _question(task: Task) -> list[Message]:
 
 
 async def _ask_all(asked: list[Asked], *, live: bool) -> None:
-    if not live:
+    if not live or not console.is_terminal:
         await asyncio.gather(*(_ask(one, lambda: None) for one in asked))
+        if live:
+            console.print(_panels(asked))
         return
     with Live(_panels(asked), console=console, refresh_per_second=20) as view:
         await asyncio.gather(*(_ask(one, lambda: view.update(_panels(asked))) for one in asked))

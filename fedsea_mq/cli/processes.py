@@ -82,6 +82,11 @@ class Child:
         async for raw in self.process.stdout:
             yield json.loads(raw)
 
+    @property
+    def running(self) -> bool:
+        """Whether the process has not ended."""
+        return self.process.returncode is None
+
     def ask(self, request: dict[str, Any]) -> None:
         """Write a line to the child's input."""
         assert self.process.stdin is not None
@@ -112,13 +117,17 @@ class Child:
 class LocalSystem:
     """A broker and trunk nodes on free ports of this machine. Use with `async with`.
 
-    `settings` is the given settings with the endpoints that the broker really listens on.
+    With `joins` it starts neither, and its clients use the broker of the settings. `settings` is
+    the given settings with the endpoints that the broker really listens on.
     """
 
-    def __init__(self, settings: Settings, *, keep_endpoints: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, *, keep_endpoints: bool = False, joins: bool = False
+    ) -> None:
+        self._joins = joins
         self.settings = (
             settings
-            if keep_endpoints
+            if keep_endpoints or joins
             else settings.replace(
                 broker={"clients": "tcp://127.0.0.1:*", "nodes": "tcp://127.0.0.1:*"}
             )
@@ -129,6 +138,8 @@ class LocalSystem:
         self.trunks: list[Child] = []
 
     async def __aenter__(self) -> Self:
+        if self._joins:
+            return self
         try:
             self.broker = await self._start("broker", "broker")
             ready = await self.broker.wait_ready()
@@ -155,6 +166,10 @@ class LocalSystem:
         """Start a client node process; does not wait until it is ready."""
         return await self._start("nodes.client", name)
 
+    async def start_load(self, name: str) -> Child:
+        """Start a process of simulated clients; does not wait until it is ready."""
+        return await self._start("nodes.load", name)
+
     async def _start(self, module: str, name: str, settings: Settings | None = None) -> Child:
         child = await Child.start(module, name, settings or self.settings, Path(self._folder.name))
         self._children.append(child)
@@ -178,6 +193,11 @@ class LocalSystem:
         for group in (first, self.trunks, [self._broker] if self._broker else []):
             await asyncio.gather(*(child.stop(within_s) for child in group))
         self._folder.cleanup()
+
+    @property
+    def children(self) -> list[Child]:
+        """Every process that was started, ended ones too."""
+        return list(self._children)
 
     @property
     def _broker(self) -> Child | None:

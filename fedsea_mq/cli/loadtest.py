@@ -1,0 +1,148 @@
+"""`fedsea loadtest`: simulated clients against a system of one's own or a running one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.text import Text
+
+from fedsea_mq.cli.output import console, print_json, progress_console
+from fedsea_mq.cli.processes import Child, LocalSystem
+from fedsea_mq.errors import FedSeaError
+from fedsea_mq.load.plan import LoadPlan
+from fedsea_mq.load.plots import plot_run
+from fedsea_mq.load.report import build_report, markdown
+from fedsea_mq.load.samples import Samples
+from fedsea_mq.load.tally import Tally
+from fedsea_mq.settings import Settings
+from fedsea_mq.transport.status import StatusWatch
+
+_SAMPLE_S = 1.0
+
+
+@dataclass(slots=True)
+class LoadRun:
+    """What a load test measured."""
+
+    plan: LoadPlan
+    tally: Tally
+    samples: Samples
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """See `build_report`."""
+        return build_report(self.plan, self.tally, self.samples)
+
+
+async def loadtest(
+    settings: Settings,
+    plan: LoadPlan,
+    *,
+    processes: int,
+    join: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Run the plan, with progress on standard error; print the report, and write it to `out`."""
+    progress_console.print("starting the processes ...", style="dim")
+    async with LocalSystem(settings, joins=join) as system:
+        run = await run_load(system, plan, processes)
+    report = run.report
+    if out is not None:
+        write_report(run, report, out)
+    if as_json:
+        print_json(report)
+    else:
+        console.print(Markdown(markdown(report)))
+
+
+def write_report(run: LoadRun, report: dict[str, Any], out: Path) -> None:
+    """`loadtest.json`, `loadtest.md` and `loadtest.png`."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "loadtest.json").write_text(json.dumps(report, indent=2) + "\n")
+    (out / "loadtest.md").write_text(markdown(report))
+    plot_run(run.tally, run.samples, run.plan.warmup_s, out / "loadtest.png")
+
+
+async def run_load(system: LocalSystem, plan: LoadPlan, processes: int = 1) -> LoadRun:
+    """Drive a system that is up with the plan, from that many processes.
+
+    Raises:
+        ProcessFailed: a load process ended early.
+    """
+    plans = plan.split(processes)
+    loads = [await system.start_load(f"load-{number}") for number in range(len(plans))]
+    try:
+        await asyncio.gather(*(load.wait_ready() for load in loads))
+        for load, part in zip(loads, plans, strict=True):
+            load.ask(part.model_dump(mode="json"))
+        await asyncio.gather(*(load.line() for load in loads))  # connected
+        pids = {child.name: child.process.pid for child in system.children if child.running}
+        progress = Progress(plan, len(loads))
+        samples = Samples(pids)
+        async with StatusWatch(system.settings.broker) as watch, asyncio.TaskGroup() as group:
+            sampling = group.create_task(_sample(watch, samples, progress))
+            tallies = await _tallies(loads, progress)
+            sampling.cancel()
+    finally:
+        await asyncio.gather(*(load.stop() for load in loads))
+    whole = Tally()
+    for tally in tallies:
+        whole.add(tally)
+    return LoadRun(plan, whole, samples)
+
+
+async def _tallies(loads: Sequence[Child], progress: Progress) -> list[Tally]:
+    with Live(progress, console=progress_console, transient=True, refresh_per_second=4):
+        return await asyncio.gather(*(_tally(n, load, progress) for n, load in enumerate(loads)))
+
+
+async def _tally(number: int, load: Child, progress: Progress) -> Tally:
+    while True:
+        line = await load.line()
+        if "tally" in line:
+            return Tally.from_json(line["tally"])
+        progress.loads[number] = line["progress"]
+
+
+async def _sample(watch: StatusWatch, samples: Samples, progress: Progress) -> None:
+    while True:
+        # A broker that is busy or away for a while is part of what is tested.
+        with suppress(FedSeaError):
+            progress.sample = samples.take(await watch.report())
+        await asyncio.sleep(_SAMPLE_S)
+
+
+@dataclass(slots=True)
+class Progress:
+    """The line that a person sees while the test runs."""
+
+    plan: LoadPlan
+    processes: int
+    loads: dict[int, dict[str, int]] = field(default_factory=dict)
+    sample: Any = None
+
+    def __rich__(self) -> Text:
+        """For rich."""
+        total = {
+            key: sum(load[key] for load in self.loads.values())
+            for key in ("tokens", "in_flight", "done", "errors")
+        }
+        said = (
+            f"{total['done']} requests done, {total['in_flight']} running, "
+            f"{total['errors']} errors, {total['tokens']} tokens"
+        )
+        if self.sample is not None:
+            said += (
+                f"; trunk busy {self.sample.busy:.0%}, mean batch {self.sample.batch:.1f}, "
+                f"{self.sample.at_s:.0f} of {self.plan.duration_s:g} s"
+            )
+        return Text(said, style="dim")

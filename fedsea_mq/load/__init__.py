@@ -1,0 +1,1 @@
+"""Simulated load: what clients do, over which links, and what it measured."""

@@ -1,0 +1,79 @@
+"""The system under load, once a second: what its nodes report and what its processes hold."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import psutil
+
+from fedsea_mq.protocol.messages import NodeStatus, StatusReport
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """All nodes together at one moment; rates are over the last heartbeat interval."""
+
+    at_s: float
+    sessions: int
+    batch: float
+    """Mean sessions of a step, over the nodes that took steps."""
+    busy: float
+    """Mean share of the time in which a node computed."""
+    positions_per_s: float
+    kv_used: float
+    """Share of all KV positions that sessions have reserved."""
+    rss_bytes: dict[str, int]
+
+
+@dataclass(slots=True)
+class Samples:
+    """A run's samples, from `begun_at` on."""
+
+    pids: Mapping[str, int]
+    begun_at: float = field(default_factory=time.monotonic)
+    taken: list[Sample] = field(default_factory=list)
+
+    def take(self, report: StatusReport) -> Sample:
+        """Note the broker's report and the processes' memory now."""
+        loads = [node.load for node in report.nodes]
+        stepping = [load for load in loads if load.mean_batch]
+        total = sum(load.kv_positions_total for load in loads)
+        free = sum(load.kv_positions_free for load in loads)
+        sample = Sample(
+            at_s=time.monotonic() - self.begun_at,
+            sessions=sum(load.sessions for load in loads),
+            batch=_mean([load.mean_batch for load in stepping]),
+            busy=_mean([load.busy_share for load in loads]),
+            positions_per_s=sum(load.positions_per_s for load in loads),
+            kv_used=(total - free) / total if total else 0.0,
+            rss_bytes={name: rss for name, pid in self.pids.items() if (rss := _rss(pid))},
+        )
+        self.taken.append(sample)
+        return sample
+
+    def between(self, from_s: float, until_s: float) -> list[Sample]:
+        """The samples whose whole interval lies in that time."""
+        return [
+            after
+            for before, after in pairwise(self.taken)
+            if before.at_s >= from_s and after.at_s <= until_s
+        ]
+
+
+def silent(nodes: Sequence[NodeStatus]) -> list[str]:
+    """Nodes that have not been heard of for over two seconds."""
+    return [node.name for node in nodes if node.silent_ms > 2000]
+
+
+def _rss(pid: int) -> int:
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0  # it has ended
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

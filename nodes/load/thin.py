@@ -1,0 +1,136 @@
+"""Thin clients: the protocol and the bytes of a real one, without a model behind them."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+from fedsea_mq.errors import MalformedFrame, NotRunning
+from fedsea_mq.load.plan import Link, Request
+from fedsea_mq.load.slow_link import SlowLink
+from fedsea_mq.model.wire_states import encode_states
+from fedsea_mq.protocol.envelope import SESSION_BYTES, Kind
+from fedsea_mq.protocol.frames import Frame, Parts, wire_bytes
+from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Open, Result
+from fedsea_mq.protocol.payload import PayloadSpec
+from fedsea_mq.settings import Settings
+from fedsea_mq.transport.link import BrokerLink
+from fedsea_mq.transport.loop_socket import Context
+from fedsea_mq.transport.requests import Patience, Requests, Traffic
+from nodes.load.job import Job
+
+
+@dataclass(frozen=True, slots=True)
+class ThinModel:
+    """All that a thin client knows of a model, and the states that it replays.
+
+    Random states cost the trunk what real ones cost it: nothing there depends on their values.
+    """
+
+    fingerprint: str
+    spec: PayloadSpec
+    parts: tuple[bytes, ...]
+
+    @classmethod
+    def random(cls, fingerprint: str, spec: PayloadSpec, positions: int) -> Self:
+        """Draw `positions` states."""
+        states = torch.randn(positions, spec.hidden)
+        return cls(fingerprint, spec, tuple(encode_states(states, spec.dtype)))
+
+    def payload(self, count: int) -> list[bytes]:
+        """The wire parts of `count` positions."""
+        sizes = self.spec.part_sizes(count)
+        return [part[:size] for part, size in zip(self.parts, sizes, strict=True)]
+
+
+class ThinClient:
+    """One connection, and any number of sessions over it. Use with `async with`."""
+
+    def __init__(
+        self, settings: Settings, model: ThinModel, link: Link, seed: int, context: Context
+    ) -> None:
+        self._model = model
+        broker, client = settings.broker, settings.client
+        rng = random.Random(seed)
+        self._up: SlowLink[Parts] = SlowLink(link, rng, self._send)
+        self._down: SlowLink[Frame] = SlowLink(link, rng, self._receive)
+        self._link = BrokerLink(
+            broker.clients,
+            lambda frame: self._down.send(frame, wire_bytes(frame.parts())),
+            max_part_bytes=broker.max_part_mb << 20,
+            context=context,
+        )
+        patience = Patience(client.request_timeout_s, client.give_up_s)
+        self._requests = Requests(lambda parts: self._up.send(parts, wire_bytes(parts)), patience)
+
+    async def __aenter__(self) -> Self:
+        await self._link.__aenter__()
+        return self
+
+    async def __aexit__(self, *reason: object) -> None:
+        await self._link.__aexit__(*reason)
+
+    def _send(self, parts: Parts) -> None:
+        with suppress(NotRunning):  # it was on a slow link when the client left
+            self._link.send(parts)
+
+    def _receive(self, frame: Frame) -> None:
+        self._requests.receive(frame)
+
+    async def run(self, job: Job) -> None:
+        """Prefill, then a step for each further token.
+
+        Raises:
+            RemoteError: as the broker or the trunk says.
+        """
+        request, watch, traffic = job.request, job.watch, job.traffic
+        session = secrets.token_bytes(SESSION_BYTES)
+        try:
+            chunk = await self._open(session, request, traffic)
+            cached = 0
+            while cached < request.prompt_tokens:
+                count = min(chunk, request.prompt_tokens - cached)
+                cached = await self._extend(session, cached, count, traffic)
+            watch.token(time.monotonic())
+            await job.gate()
+            watch.decodes(time.monotonic())
+            for _ in range(request.new_tokens - 1):
+                cached = await self._extend(session, cached, 1, traffic)
+                watch.token(time.monotonic())
+        finally:
+            if not job.vanishes:
+                self._close(session)
+
+    async def _open(self, session: bytes, request: Request, traffic: Traffic) -> int:
+        """Open the session; the positions that a frame may have."""
+        asked = Open(
+            fingerprint=self._model.fingerprint,
+            max_positions=request.prompt_tokens + request.new_tokens,
+            dtype=self._model.spec.dtype,
+        )
+        reply = await self._requests.ask(Kind.OPEN, asked, session=session, traffic=traffic)
+        return reply.body(Accept).max_frame_positions
+
+    async def _extend(self, session: bytes, cached: int, count: int, traffic: Traffic) -> int:
+        """Send `count` positions and wait for as many outputs; the positions cached then."""
+        reply = await self._requests.ask(
+            Kind.EXTEND,
+            Extend(cached=cached, count=count, returned=count),
+            session=session,
+            payload=self._model.payload(count),
+            traffic=traffic,
+        )
+        result = reply.body(Result)
+        self._model.spec.check(reply.payload, count)
+        if result.cached != cached + count:
+            raise MalformedFrame(f"result up to {result.cached}, expected {cached + count}")
+        return result.cached
+
+    def _close(self, session: bytes) -> None:
+        self._up.send(Frame.build(Kind.CLOSE, Nothing(), session=session).parts(), 64)
