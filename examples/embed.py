@@ -13,7 +13,10 @@ from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.settings import Settings
 from nodes import ClientNode, TrunkNode
 
-QUESTION = "Marina is a baker in Ashford. She keeps a red fox.\nWhere does Marina live?"
+QUESTION = (
+    "Kewyn is a weaver. She lives in Marshmoor. Kewyn keeps a striped dog. In spring she bought "
+    "twelve combs from Dador. She likes salt herring.\nWhere does Kewyn live?"
+)
 
 
 async def main() -> None:

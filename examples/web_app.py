@@ -42,8 +42,9 @@ from nodes.client import Generation
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>fedsea</title>
 <style>body{max-width:40em;margin:2em auto;font:16px sans-serif}textarea{width:100%}</style>
-<textarea id="said" rows="6">Marina is a baker in Ashford. She keeps a red fox.
-Where does Marina live?</textarea>
+<textarea id="said" rows="6">Kewyn is a weaver. She lives in Marshmoor. Kewyn keeps a striped dog.
+In spring she bought twelve combs from Dador. She likes salt herring.
+Where does Kewyn live?</textarea>
 <button id="ask">Ask</button> <button id="stop">Stop</button><p id="answer"></p>
 <script>
 const by = id => document.getElementById(id);

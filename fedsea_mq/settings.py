@@ -60,7 +60,7 @@ class NoiseSettings(_Section):
 
     mode: NoiseMode = Field(NoiseMode.RELATIVE, description="what `scale` means; `off` for none")
     scale: Annotated[float, Field(ge=0, le=1e6)] = Field(
-        0.4, description="relative: times the head output's RMS; std; or the paper's mean_abs"
+        0.5, description="relative: times the head output's RMS; std; or the paper's mean_abs"
     )
 
 

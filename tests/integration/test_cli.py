@@ -97,7 +97,7 @@ def test_the_demo_shows_questions_and_answers_to_a_person() -> None:
 def test_up_generate_chat_and_status(tmp_path: Path) -> None:
     with system_up(tmp_path) as config:
         use = ["--config", str(config)]
-        passage = "Marina is a baker in Ashford. She keeps a red fox.\nWhere does Marina live?"
+        passage = "Kewyn is a weaver. She lives in Marshmoor.\nWhere does Kewyn live?"
         one = report("generate", passage, "--chat", *use)
         assert one["text"]
         assert one["finish"] == "stop"
@@ -144,7 +144,7 @@ def test_shards_are_served_without_the_whole_model(tmp_path: Path) -> None:
             (out / part).rename(folder / part)
     with system_up(tmp_path, f"model.path={trunk_only}", "model.head_blocks=2") as config:
         answer = report(
-            "generate", "Marina keeps a red fox.", "--config", str(config),
+            "generate", "Kewyn keeps a striped dog.", "--config", str(config),
             "--set", f"model.path={client_only}", "--max-new-tokens", "8",
         )  # fmt: skip
     assert answer["new_tokens"] >= 1
