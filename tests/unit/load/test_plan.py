@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import statistics
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def test_poisson_arrivals_have_the_rate_that_was_asked_for() -> None:
     times = [request.at_s for request in islice(made.requests(random.Random(1)), 4000)]
     assert times == sorted(times)
     assert 19 <= len(times) / times[-1] <= 21
-    gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(times)]
     assert 0.9 <= statistics.stdev(gaps) / statistics.mean(gaps) <= 1.1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import statistics
 
@@ -35,7 +36,7 @@ def test_jitter_is_about_the_delay_and_never_reorders() -> None:
     assert max(late) <= 0.055 + 1e-9
     close = way(Link(delay_ms=40, jitter_ms=15))
     times = [close.arrival(n * 0.001, 100) for n in range(2000)]
-    assert all(before < after for before, after in zip(times, times[1:], strict=False))
+    assert all(before < after for before, after in itertools.pairwise(times))
 
 
 def test_loss_is_a_retransmission_and_nothing_is_lost() -> None:
