@@ -8,7 +8,8 @@ the edge. Draining was measured at twice the throughput of one awaited receive a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Self
 
 import zmq
@@ -27,6 +28,18 @@ _MAX_PARTS: Final = MAX_PARTS + 2
 _ZMTP_HEARTBEAT_MS: Final = 2000
 _ZMTP_TIMEOUT_MS: Final = 6000
 _LINGER_MS: Final = 250
+
+
+@contextmanager
+def context_for(sockets: int) -> Iterator[Context]:
+    """One context, with its one I/O thread, for so many sockets; closed with what they hold."""
+    context: Context = zmq.Context()
+    # ZeroMQ's own limit is 1,023; it keeps some sockets for itself.
+    context.set(zmq.MAX_SOCKETS, sockets + 16)
+    try:
+        yield context
+    finally:
+        context.destroy(linger=0)
 
 
 class LoopSocket:

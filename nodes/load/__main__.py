@@ -12,7 +12,6 @@ from contextlib import AsyncExitStack, suppress
 from typing import Final
 
 import torch
-import zmq
 
 from fedsea_mq.entry import announce, run_process, settings_from_arguments
 from fedsea_mq.load.plan import LoadPlan
@@ -22,6 +21,7 @@ from fedsea_mq.model.partition import Cut
 from fedsea_mq.protocol.payload import PayloadSpec
 from fedsea_mq.serving.memory import peak_rss_bytes
 from fedsea_mq.settings import Settings
+from fedsea_mq.transport.loop_socket import context_for
 from nodes.load.driver import Driver, SimulatedClient
 from nodes.load.full import FullClient
 from nodes.load.thin import ThinClient, ThinModel
@@ -57,9 +57,7 @@ async def _clients(
         compile_attention()
         return [await stack.enter_async_context(FullClient(settings, seed)) for seed in seeds]
     model = _thin_model(settings)
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    context.set(zmq.MAX_SOCKETS, 2 * len(seeds) + 16)
-    stack.callback(context.destroy, 0)
+    context = stack.enter_context(context_for(len(seeds)))
     return [
         await stack.enter_async_context(ThinClient(settings, model, plan.link, seed, context))
         for seed in seeds

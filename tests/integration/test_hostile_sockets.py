@@ -12,6 +12,7 @@ import pytest
 import zmq
 
 from fedsea_mq.model.sampling import SamplingSettings
+from fedsea_mq.protocol.bundle import bundled, is_bundle, unbundled
 from fedsea_mq.protocol.envelope import Envelope, Kind
 from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Extend, Load, Nothing, Open, Register, Rollback
@@ -36,10 +37,11 @@ def seeds(system: System) -> list[list[bytes]]:
         (Kind.HEARTBEAT, load, []),
         (Kind.REGISTER, Register("x", fingerprint, 1, 1, 64, load, [session]), []),
     ]
-    return [
+    alone = [
         Frame.build(kind, body, session=session, seq=7, payload=payload).parts()
         for kind, body, payload in bodies
     ]
+    return [*alone, bundled(alone[1:5])]
 
 
 def mutate(rng: random.Random, parts: list[bytes]) -> list[bytes]:
@@ -77,7 +79,11 @@ async def test_mutated_frames_of_an_open_session_harm_nobody(tiny_llama: Path) -
         wanted = await system.client.generate([1, 2, 3], ONE).complete()
         opening = seeds(system)[0]
         session = Envelope.decode(opening[0]).session
-        frames = [p for p in seeds(system) if Envelope.decode(p[0]).kind is not Kind.REGISTER]
+        frames = [
+            parts
+            for parts in seeds(system)
+            if Envelope.decode(parts[0]).kind not in (Kind.REGISTER, Kind.BUNDLE)
+        ]
         relayed = [
             [Envelope(Envelope.decode(p[0]).kind, session, 9).encode(), *p[1:]] for p in frames
         ]
@@ -123,7 +129,9 @@ async def _answers(socket: zmq.Socket[bytes], at_least: int = 0) -> list[Frame]:
         while True:
             await asyncio.sleep(0.002 if len(frames) < at_least else 0)
             while socket.poll(0):
-                frames.append(Frame.read(socket.recv_multipart()))
+                parts = socket.recv_multipart()
+                messages = unbundled(parts) if is_bundle(parts) else [parts]
+                frames += map(Frame.read, messages)
             if len(frames) >= at_least:
                 return frames
 
