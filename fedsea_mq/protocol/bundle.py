@@ -69,9 +69,9 @@ def unbundled(parts: Sequence[bytes]) -> list[Parts]:
     """
     if len(parts) != 3:
         raise MalformedFrame(f"bundle of {len(parts)} parts, expected 3")
-    _, manifest, contents = (bytes(part) for part in parts)
-    if len(manifest) > _MAX_MANIFEST_BYTES or len(contents) > MAX_BUNDLE_BYTES:
-        raise LimitExceeded(f"bundle of {len(manifest)} + {len(contents)} bytes")
+    if len(parts[1]) > _MAX_MANIFEST_BYTES or len(parts[2]) > MAX_BUNDLE_BYTES:
+        raise LimitExceeded(f"bundle of {len(parts[1])} + {len(parts[2])} bytes")
+    manifest, contents = bytes(parts[1]), bytes(parts[2])
     messages: list[Parts] = []
     start = 0
     for sizes in _sizes(manifest):

@@ -1,0 +1,36 @@
+"""The model that the benchmarks run: random weights, of a size that two CPU cores can serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fedsea_mq.model.partition import Cut
+
+CUT: Final = Cut(2, 2)
+HIDDEN: Final = 512
+VOCAB: Final = 32_000
+_CONFIG: Final = {
+    "hidden_size": HIDDEN,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+}
+
+
+def write_model(folder: Path) -> None:
+    """Write the model with bf16 weights; a folder that has it already stays as it is."""
+    if (folder / "config.json").exists():
+        return
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**_CONFIG)).to(torch.bfloat16)
+    # Without an end token every run has the length that it was given.
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(folder)
