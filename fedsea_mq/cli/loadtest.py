@@ -72,7 +72,9 @@ def write_report(run: LoadRun, report: dict[str, Any], out: Path) -> None:
     plot_run(run.tally, run.samples, run.plan.warmup_s, out / "loadtest.png")
 
 
-async def run_load(system: LocalSystem, plan: LoadPlan, processes: int = 1) -> LoadRun:
+async def run_load(
+    system: LocalSystem, plan: LoadPlan, processes: int = 1, sample_s: float = _SAMPLE_S
+) -> LoadRun:
     """Drive a system that is up with the plan, from that many processes.
 
     Raises:
@@ -89,7 +91,7 @@ async def run_load(system: LocalSystem, plan: LoadPlan, processes: int = 1) -> L
         progress = Progress(plan, len(loads))
         samples = Samples(pids)
         async with StatusWatch(system.settings.broker) as watch, asyncio.TaskGroup() as group:
-            sampling = group.create_task(_sample(watch, samples, progress))
+            sampling = group.create_task(_sample(watch, samples, progress, sample_s))
             tallies = await _tallies(loads, progress)
             sampling.cancel()
     finally:
@@ -113,12 +115,14 @@ async def _tally(number: int, load: Child, progress: Progress) -> Tally:
         progress.loads[number] = line["progress"]
 
 
-async def _sample(watch: StatusWatch, samples: Samples, progress: Progress) -> None:
+async def _sample(
+    watch: StatusWatch, samples: Samples, progress: Progress, interval_s: float
+) -> None:
     while True:
         # A broker that is busy or away for a while is part of what is tested.
         with suppress(FedSeaError):
             progress.sample = samples.take(await watch.report())
-        await asyncio.sleep(_SAMPLE_S)
+        await asyncio.sleep(interval_s)
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from fedsea_mq.model.decode_attention import AVAILABLE, DecodeRows, decode_attention
+from fedsea_mq.model.decode_attention import DecodeRows, decode_attention, readable
 from fedsea_mq.model.kv_cache import KVCache, KVShape
 
 SPAN_ATTENTION: Final = "fedsea_spans"
@@ -75,18 +75,16 @@ def compiled_attention(shape: KVShape) -> bool:
 
     If so it is compiled, or read from the disk, now and not in some session's first step.
     """
-    usable = AVAILABLE and shape.dtype is torch.float32 and shape.device == "cpu"
+    usable = readable(shape.dtype) and shape.device == "cpu"
     if usable:
-        compile_attention()
+        compile_attention(shape.dtype)
     return usable
 
 
-def compile_attention() -> None:
+def compile_attention(dtype: torch.dtype) -> None:
     """Have the compiled loop ready, with the tens of megabytes that its compiler takes."""
-    if AVAILABLE:
-        rows = DecodeRows.of(
-            [Span(KVCache(KVShape(range(1), 1, 1, torch.float32, "cpu"), 1), 0, 1)]
-        )
+    if readable(dtype):
+        rows = DecodeRows.of([Span(KVCache(KVShape(range(1), 1, 1, dtype, "cpu"), 1), 0, 1)])
         states = torch.zeros(1, 1, 1)
         decode_attention(states, states, states, rows, block=0, scaling=1.0, window=None)
 
@@ -133,7 +131,8 @@ def _attend(
     """Causal attention of `[heads, count, head_dim]` over the span's cache."""
     # The oldest position that the first new position may see.
     oldest = 0 if window is None else max(0, span.start - window + 1)
-    keys, values = span.cache.read(block, oldest, span.stop)
+    stored = span.cache.read(block, oldest, span.stop)
+    keys, values = (part.to(query.dtype) for part in stored)
     if span.count == 1:
         return _attend_one(query, keys, values, scaling)
     mask = _mask(span, oldest, window, query.device)

@@ -15,7 +15,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """What a run of blocks caches for one position."""
+    """What a run of blocks caches for one position; `dtype` is what it is stored in."""
 
     blocks: range
     kv_heads: int
@@ -34,6 +34,7 @@ class KVCache:
 
     def __init__(self, shape: KVShape, max_positions: int) -> None:
         self.first_block = shape.blocks.start
+        self.dtype = shape.dtype
         self._store = torch.empty(
             (2, len(shape.blocks), shape.kv_heads, max_positions, shape.head_dim),
             dtype=shape.dtype,

@@ -24,13 +24,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class BlockRun(nn.Module):
-    """Consecutive decoder blocks over the sessions' KV caches."""
+    """Consecutive decoder blocks over the sessions' KV caches; `dtype` is that of the states."""
 
-    def __init__(self, layers: Sequence[nn.Module], rotary: nn.Module, kv_shape: KVShape) -> None:
+    def __init__(
+        self, layers: Sequence[nn.Module], rotary: nn.Module, kv_shape: KVShape, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.rotary = rotary
         self.kv_shape = kv_shape
+        self.dtype = dtype
         self._compiled = compiled_attention(kv_shape)
 
     def new_cache(self, max_positions: int) -> KVCache:
@@ -61,7 +64,7 @@ class Head(nn.Module):
 
     def forward(self, ids: torch.Tensor, spans: Sequence[Span]) -> torch.Tensor:
         """Token ids `[total]` to hidden states `[total, hidden]`."""
-        states = self.embedding(ids).to(self.run.kv_shape.dtype)
+        states = self.embedding(ids).to(self.run.dtype)
         return cast(torch.Tensor, self.run(states, spans))
 
 
@@ -121,8 +124,8 @@ class _Loader:
     def __init__(self, checkpoint: Checkpoint, cut: Cut, dtype: str, device: str) -> None:
         self._checkpoint = checkpoint
         self._cut = cut
-        # bf16 on a CPU is for the matrix products alone: attention and norms are slower in it, and
-        # less exact.
+        # bf16 on a CPU is for what is read from memory, weights and KV cache: to compute attention
+        # and norms in it is slower, and less exact.
         self._packs = dtype == "bf16" and device == "cpu"
         self._weights = DTYPES[dtype]
         self._states = torch.float32 if self._packs else self._weights
@@ -189,6 +192,5 @@ class _Loader:
             config.hidden_size // config.num_attention_heads
         )
         kv_heads = config.num_key_value_heads
-        return BlockRun(
-            layers, rotary, KVShape(blocks, kv_heads, head_dim, self._states, self._device)
-        )
+        kv_shape = KVShape(blocks, kv_heads, head_dim, self._weights, self._device)
+        return BlockRun(layers, rotary, kv_shape, self._states)

@@ -216,7 +216,7 @@ class ClientSession:
         run = self._loaded.tail.run
 
         def inputs() -> torch.Tensor:
-            states = decode_states(outputs, returned, self._loaded.spec, run.kv_shape.dtype)
+            states = decode_states(outputs, returned, self._loaded.spec, run.dtype)
             return states.to(run.kv_shape.device)
 
         start = self.cached + count - returned

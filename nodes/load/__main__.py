@@ -18,6 +18,7 @@ from fedsea_mq.load.plan import LoadPlan
 from fedsea_mq.model.attention import compile_attention
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.partition import Cut
+from fedsea_mq.model.parts import DTYPES
 from fedsea_mq.protocol.payload import PayloadSpec
 from fedsea_mq.serving.memory import peak_rss_bytes
 from fedsea_mq.settings import Settings
@@ -54,7 +55,7 @@ async def _clients(
 ) -> list[SimulatedClient]:
     seeds = [plan.seed * 10_000 + number for number in range(len(plan.sessions))]
     if plan.kind == "full":
-        compile_attention()
+        compile_attention(DTYPES[settings.model.dtype])
         return [await stack.enter_async_context(FullClient(settings, seed)) for seed in seeds]
     model = _thin_model(settings)
     context = stack.enter_context(context_for(len(seeds)))

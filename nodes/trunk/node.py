@@ -206,7 +206,7 @@ class TrunkNode:
         cache = self._caches.get(session)
         if cache is None:
             cache = self._caches[session] = run.new_cache(work.positions.max_positions)
-        dtype, device = run.kv_shape.dtype, run.kv_shape.device
+        dtype, device = run.dtype, run.kv_shape.device
 
         def inputs() -> torch.Tensor:
             return decode_states(work.payload, body.count, work.spec, dtype).to(device)

@@ -14,11 +14,11 @@ _REPEATS = 5
 def read_bytes_per_s() -> float:
     """Bytes a second that torch's threads read from memory: a sum over far more than the caches."""
     data = torch.ones(256 << 20, dtype=torch.float32)  # 1 GiB
-    return data.nbytes / median_seconds(lambda: data.sum())
+    return data.nbytes / median_seconds(data.sum)
 
 
 def gemm_flops_per_s() -> float:
-    """bf16 multiply-adds (two operations each) a second, of a product large enough to be at rest."""
+    """bf16 multiply-adds (two operations each) a second, of a large product."""
     left, right = (torch.randn(2048, 2048).to(torch.bfloat16) for _ in range(2))
     return 2 * 2048**3 / median_seconds(lambda: left @ right)
 

@@ -7,6 +7,7 @@ does not change what it is: transformers' own layers, raw tensors on a direct co
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -20,12 +21,15 @@ from fedsea_mq.model.partition import Cut
 
 
 def serve_resent(folder: str, dtype: str, cut: Cut, announce: Any) -> None:
-    """The trunk of the baseline; serves until its process is ended."""
+    """The trunk of the baseline; serves until its process is ended or orphaned."""
+    parent = os.getppid()
     layers = _Layers(load_unsplit(folder, dtype))
     blocks = range(cut.head_blocks, layers.count - cut.tail_blocks)
     with zmq.Context() as context, context.socket(zmq.REP) as socket:
         announce(socket.bind_to_random_port("tcp://127.0.0.1"))
-        while True:
+        while os.getppid() == parent:
+            if not socket.poll(1000):
+                continue
             states, *mask = (_unpacked(part) for part in socket.recv_multipart())
             with torch.inference_mode():
                 hidden = states.view(1, -1, layers.hidden)
@@ -81,9 +85,7 @@ class _Layers:
         rotation = self._rotary(hidden, torch.arange(hidden.shape[1])[None])
         mask = None if mask is None else mask.to(self.dtype)
         for block in blocks:
-            hidden = self._layers[block](
-                hidden, attention_mask=mask, position_embeddings=rotation
-            )
+            hidden = self._layers[block](hidden, attention_mask=mask, position_embeddings=rotation)
         return hidden
 
 

@@ -1,4 +1,4 @@
-"""The unsplit model in transformers: what the same cores do without a network and without privacy."""
+"""The unsplit model in transformers: what the same cores do without network and privacy."""
 
 from __future__ import annotations
 
@@ -35,6 +35,6 @@ def generate_seconds(model: Any, batch: int, prompt: int, new: int) -> float:
 
 
 def decode_token_seconds(model: Any, prompt: int, new: int) -> float:
-    """Time of a further token of a single stream: what the prompt and the first token cost is out."""
+    """Time of a further token of a single stream, without what prompt and first token cost."""
     whole = generate_seconds(model, 1, prompt, new)
     return (whole - generate_seconds(model, 1, prompt, 1)) / (new - 1)

@@ -83,6 +83,51 @@ def test_packed_sessions_do_not_see_each_other(counts: list[int], compiled: bool
     assert packed.shape == (1, total, HEADS, HEAD_DIM)
 
 
+@pytest.mark.parametrize("counts", [[1] * 8, [17, 1, 2, 20, 1]], ids=str)
+def test_a_bf16_cache_rounds_keys_and_values_and_nothing_else(counts: list[int]) -> None:
+    total = sum(counts)
+    query, key, value = draw(HEADS, total, 8), draw(KV_HEADS, total, 8), draw(2, total, 8) * 2
+    shape = KVShape(range(3, 5), KV_HEADS, HEAD_DIM, torch.bfloat16, "cpu")
+    for compiled in (False, True):
+        spans = [Span(KVCache(shape, 24), 0, count) for count in counts]
+        packed, _ = span_attention(
+            BLOCK,
+            query[None],
+            key[None],
+            value[None],
+            None,
+            scaling=HEAD_DIM**-0.5,
+            layout=StepLayout.of(spans, compiled=compiled),
+        )
+        rounded_key, rounded_value = (states.bfloat16().float() for states in (key, value))
+        at = 0
+        for count in counts:
+            rows = slice(at, at + count)
+            keys, values = rounded_key[:, rows], rounded_value[:, rows]
+            alone = formula(query[:, rows], keys, values, None)
+            got = packed[0, rows].transpose(0, 1)
+            torch.testing.assert_close(got, alone, atol=1e-6, rtol=1e-5)
+            at += count
+
+
+def test_scores_far_apart_are_weighed_as_the_formula_weighs_them() -> None:
+    """The compiled exponential, from where it is 1 to where it is as good as nothing."""
+    query = torch.full((HEADS, 12, HEAD_DIM), 2.0)
+    key = torch.linspace(-30, 30, 12)[None, :, None].expand(KV_HEADS, 12, HEAD_DIM)
+    value = draw(KV_HEADS, 12, HEAD_DIM)
+    output, _ = span_attention(
+        BLOCK,
+        query[None],
+        key[None],
+        value[None],
+        None,
+        scaling=HEAD_DIM**-0.5,
+        layout=StepLayout.of([Span(KVCache(SHAPE, 12), 0, 12)], compiled=True),
+    )
+    got = output[0].transpose(0, 1)
+    torch.testing.assert_close(got, formula(query, key, value, None), atol=1e-6, rtol=1e-6)
+
+
 def test_a_span_says_where_the_session_stands_after_it() -> None:
     assert Span(KVCache(SHAPE, 0), 5, 3).stop == 8
 

@@ -1,0 +1,103 @@
+"""`python -m fedsea_mq.cli.bench.alone --config FILE`: measurements in a process of their own.
+
+Each line of standard input asks for one, as JSON with its `task`; each gets one line back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, Final
+
+import torch
+
+from fedsea_mq.cli.bench import engine_loop, machine, resend, unsplit
+from fedsea_mq.cli.bench.model_b import CUT, HIDDEN
+from fedsea_mq.entry import announce, run_process, settings_from_arguments
+from fedsea_mq.model.parts import BlockRun
+from fedsea_mq.settings import Settings
+
+Found = dict[str, Any]
+
+
+def _limits() -> Found:
+    return {
+        "read_bytes_per_s": machine.read_bytes_per_s(),
+        "gemm_flops_per_s": machine.gemm_flops_per_s(),
+    }
+
+
+class _Tasks:
+    """What can be asked for; models are loaded once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._folder = settings.model.path
+        self.run = cache(self._load_run)
+        self.unsplit = cache(unsplit.load_unsplit)
+
+    def _load_run(self) -> BlockRun:
+        return engine_loop.load_run(self._settings)
+
+    def limits(self) -> Found:
+        return _limits()
+
+    def step(self, batch: int, context: int, steps: int) -> Found:
+        seconds = engine_loop.step_seconds(self.run(), HIDDEN, batch, context, steps)
+        return {"step_s": seconds, "tokens_per_s": batch / seconds}
+
+    def floors(self, batch: int, context: int) -> Found:
+        attention_s, read = engine_loop.attention_seconds(self.run(), batch, context)
+        linears_s, flops = engine_loop.linears_seconds(self.run(), batch)
+        return _limits() | {
+            "attention_s": attention_s,
+            "attention_bytes_per_s": read / attention_s,
+            "linears_s": linears_s,
+            "linears_flops_per_s": flops / linears_s,
+        }
+
+    def generate(self, dtype: str, batch: int, prompt: int, new: int) -> Found:
+        model = self.unsplit(self._folder, dtype)
+        return {"seconds": unsplit.generate_seconds(model, batch, prompt, new)}
+
+    def decode_token(self, dtype: str, prompt: int, new: int) -> Found:
+        model = self.unsplit(self._folder, dtype)
+        return {"token_s": unsplit.decode_token_seconds(model, prompt, new)}
+
+    def serve_resent(self, dtype: str) -> None:
+        resend.serve_resent(self._folder, dtype, CUT, lambda port: announce(port=port))
+
+    def resend(self, dtype: str, port: int, context: int, tokens: int, *, mask: bool) -> Found:
+        seconds = resend.resend_seconds(
+            self._folder, dtype, CUT, port, context=context, tokens=tokens, mask=mask
+        )
+        return {"token_s": seconds}
+
+
+_NAMES: Final = ("limits", "step", "floors", "generate", "decode_token", "serve_resent", "resend")
+
+
+async def serve(settings: Settings) -> None:
+    """Answer until the input ends."""
+    torch.set_num_threads(settings.model.threads)
+    tasks = _Tasks(settings)
+    known: dict[str, Callable[..., Any]] = {name: getattr(tasks, name) for name in _NAMES}
+    announce(ready="bench")
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        asked = json.loads(line)
+        task = known[asked.pop("task")]
+        announce(**(await loop.run_in_executor(None, partial(task, **asked)) or {}))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of the process."""
+    settings = settings_from_arguments("fedsea_mq benchmark", arguments)
+    return run_process(serve(settings), settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""What all comparisons stand on: the model, systems to load, and processes to measure alone in."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsea_mq.cli.bench.model_b import CUT
+from fedsea_mq.cli.loadtest import LoadRun, run_load
+from fedsea_mq.cli.processes import Child, LocalSystem
+from fedsea_mq.load.plan import Lengths, LoadPlan
+from fedsea_mq.load.samples import Sample
+from fedsea_mq.settings import Settings
+
+# Often enough for runs of a few seconds.
+_SAMPLE_S = 0.2
+_HEARTBEAT_MS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Workbench:
+    """The settings of every process of the benchmark, and where its files lie."""
+
+    settings: Settings
+    folder: Path
+
+    @classmethod
+    def of(cls, folder: Path) -> Workbench:
+        """The model of the folder, bf16, one trunk node, one torch thread a process."""
+        settings = Settings().replace(
+            model={
+                "path": str(folder / "model-b"),
+                "head_blocks": CUT.head_blocks,
+                "tail_blocks": CUT.tail_blocks,
+                "dtype": "bf16",
+            },
+            broker={"heartbeat_ms": _HEARTBEAT_MS},
+            trunk={"kv_memory_mb": 4096},
+            log={"level": "warning"},
+        )
+        return cls(settings, folder)
+
+    def threads(self, count: int) -> Workbench:
+        """The same with that many torch threads a process."""
+        return Workbench(self.settings.replace(model={"threads": count}), self.folder)
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[Alone]:
+        """A process to measure in, without any system."""
+        async with AsyncExitStack() as stack:
+            name = "alone"
+            child = await Child.start("fedsea_mq.cli.bench.alone", name, self.settings, self.folder)
+            stack.push_async_callback(child.stop)
+            await child.wait_ready()
+            yield Alone(child)
+
+    @asynccontextmanager
+    async def system(self, **trunk: Any) -> AsyncIterator[System]:
+        """A broker and a trunk node as processes."""
+        async with LocalSystem(self.settings.replace(trunk=trunk)) as local:
+            yield System(local)
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """A process that measures one thing at a time."""
+
+    child: Child
+
+    async def ask(self, task: str, **arguments: Any) -> dict[str, Any]:
+        """Have it measured; see `alone`."""
+        self.child.ask({"task": task, **arguments})
+        return await self.child.line()
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A running system to put loads on."""
+
+    local: LocalSystem
+
+    async def together(
+        self, sessions: Sequence[int], prompt: int, new: int, *, kind: str = "thin"
+    ) -> Served:
+        """Each session makes one request; all prefill, then all decode."""
+        plan = LoadPlan(
+            kind=kind,
+            sessions=tuple(sessions),
+            prompt=Lengths(low=prompt, high=prompt),
+            new=Lengths(low=new, high=new),
+            duration_s=1.0,
+            together=True,
+        )
+        return Served(await self.load(plan))
+
+    async def load(self, plan: LoadPlan) -> LoadRun:
+        """Run any plan."""
+        run = await run_load(self.local, plan, sample_s=_SAMPLE_S)
+        if run.tally.errors:
+            raise RuntimeError(f"the load met errors: {dict(run.tally.errors)}")
+        return run
+
+
+class Served:
+    """What a load run shows of the decode steps, from the first session's to the last one's."""
+
+    def __init__(self, run: LoadRun) -> None:
+        self.run = run
+        tally = run.tally
+        begun = run.samples.begun_at
+        self.steady = run.samples.between(tally.decode_from - begun, tally.decode_until - begun)
+        self.tokens_per_s = tally.decode_tokens / (tally.decode_until - tally.decode_from)
+
+    def mean(self, field: str) -> float:
+        """The mean of a `Sample` field while all sessions decode."""
+        values = [float(getattr(sample, field)) for sample in self._full]
+        return sum(values) / len(values) if values else float("nan")
+
+    @property
+    def _full(self) -> list[Sample]:
+        return [sample for sample in self.steady if sample.batch]
+
+    @property
+    def step_s(self) -> float:
+        """Time that the trunk computed for each step."""
+        return self.mean("busy") * self.mean("batch") / self.mean("positions_per_s")
+
+    def tpot_s(self, percent: float) -> float:
+        """A percentile of the sessions' time per output token."""
+        return self.run.tally.tpot.percentile(percent)
