@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from hashlib import blake2b
 from typing import Any, Final
 
 from broker.registry import Registry
@@ -35,6 +36,8 @@ from fedsea_mq.protocol.messages import (
 
 Part = Any  # bytes, or a zero-copy frame of the socket library: only envelopes are ever read
 
+# A report is made anew when it is older than this.
+_REPORT_S: Final = 0.05
 _NO_ENVELOPE: Final = Envelope(Kind.ERROR)
 _TO_SESSION: Final = frozenset({Kind.EXTEND, Kind.ROLLBACK, Kind.RENEW, Kind.CLOSE})
 _FROM_SESSION: Final = frozenset(
@@ -86,11 +89,16 @@ class Counters:
 class BrokerCore:
     """The whole state of a broker."""
 
-    def __init__(self, terms: BrokerTerms, started_at: float) -> None:
+    def __init__(self, terms: BrokerTerms, started_at: float, secret: bytes = b"") -> None:
         self._terms = terms
+        # Keys the names under which nodes know connections; the socket's own stay in here.
+        self._secret = secret
         self._started_at = started_at
         self._registry = Registry(terms.timeout_ms / 1000)
         self._routes: dict[bytes, _Route] = {}
+        self._ticked_at = started_at
+        # The last report and when it was made: asking often costs no more than asking seldom.
+        self._report: tuple[float, bytes] | None = None
         self.counters = Counters()
 
     def from_client(self, peer: bytes, parts: Sequence[Part], now: float) -> list[Send]:
@@ -120,7 +128,7 @@ class BrokerCore:
             raise MalformedFrame("an open frame without a session id")
         route = self._routes.get(envelope.session)
         # Fairness is between connections, not between whatever names clients give themselves.
-        asked = replace(Frame(envelope, bytes(parts[1])).body(Open), client=peer)
+        asked = replace(Frame(envelope, parts[1]).body(Open), client=self._alias(peer))
         if route is None:
             if not len(self._registry) and self._is_young(now):
                 raise Busy("no node has registered yet", self._terms.heartbeat_ms / 1000)
@@ -128,6 +136,9 @@ class BrokerCore:
             route = self._routes[envelope.session] = _Route(node.peer, peer, accepted=False)
         route.client = peer
         return self._relay(Side.NODES, route.node, [parts[0], encode_body(asked)])
+
+    def _alias(self, peer: bytes) -> bytes:
+        return blake2b(peer, digest_size=16, key=self._secret).digest()
 
     def _to_node(
         self, peer: bytes, envelope: Envelope, parts: Sequence[Part], now: float
@@ -164,7 +175,7 @@ class BrokerCore:
             case Kind.REGISTER:
                 yield from self._register(peer, envelope, parts, now)
             case Kind.HEARTBEAT:
-                load = Frame(envelope, bytes(parts[1])).body(Load)
+                load = Frame(envelope, parts[1]).body(Load)
                 self._registry.heartbeat(peer, load, now)
                 echo = Frame.build(Kind.HEARTBEAT, Nothing(), seq=envelope.seq)
                 yield Send(Side.NODES, peer, echo.parts())
@@ -178,7 +189,7 @@ class BrokerCore:
     def _register(
         self, peer: bytes, envelope: Envelope, parts: Sequence[Part], now: float
     ) -> Iterator[Send]:
-        offer = Frame(envelope, bytes(parts[1])).body(Register)
+        offer = Frame(envelope, parts[1]).body(Register)
         self._registry.register(peer, offer, now)
         held = set(offer.sessions)
         gone = [
@@ -210,8 +221,13 @@ class BrokerCore:
     def tick(self, now: float) -> list[Send]:
         """Declare silent nodes dead, telling their clients; send every client a heartbeat.
 
-        A heartbeat that cannot be delivered is how the broker learns that a client is gone.
+        A heartbeat that cannot be delivered is how the broker learns that a client is gone. If the
+        broker was held up itself, it has yet to read what nodes sent meanwhile, and forgives that.
         """
+        held_up_s = now - self._ticked_at - self._terms.heartbeat_ms / 1000
+        self._ticked_at = now
+        if held_up_s > 0:
+            self._registry.forgive(held_up_s)
         lost = [send for peer in self._registry.silent(now) for send in self._lose_node(peer)]
         clients = {route.client for route in self._routes.values() if route.client is not None}
         beat = Frame.build(Kind.HEARTBEAT, Nothing()).parts()
@@ -251,15 +267,17 @@ class BrokerCore:
         return Send(Side.NODES, peer, parts)
 
     def _status(self, envelope: Envelope, now: float) -> list[bytes]:
-        report = StatusReport(
-            uptime_s=now - self._started_at,
-            sessions=len(self._routes),
-            frames_relayed=self.counters.frames_relayed,
-            bytes_relayed=self.counters.bytes_relayed,
-            errors=self.counters.errors,
-            nodes=self._registry.statuses(now),
-        )
-        return Frame.build(Kind.STATUS_REPORT, report, seq=envelope.seq).parts()
+        if self._report is None or now - self._report[0] > _REPORT_S:
+            report = StatusReport(
+                uptime_s=now - self._started_at,
+                sessions=len(self._routes),
+                frames_relayed=self.counters.frames_relayed,
+                bytes_relayed=self.counters.bytes_relayed,
+                errors=self.counters.errors,
+                nodes=self._registry.statuses(now),
+            )
+            self._report = (now, encode_body(report))
+        return Frame(Envelope(Kind.STATUS_REPORT, seq=envelope.seq), self._report[1]).parts()
 
 
 def _envelope(parts: Sequence[Part]) -> Envelope:

@@ -65,6 +65,11 @@ class Registry:
         """Forget a node; whether it was known."""
         return self._nodes.pop(peer, None) is not None
 
+    def forgive(self, seconds: float) -> None:
+        """Take every node as heard of that much later: it may have spoken, and nobody listened."""
+        for node in self._nodes.values():
+            node.heard_at += seconds
+
     def silent(self, now: float) -> list[bytes]:
         """The nodes not heard of for longer than the timeout."""
         return [n.peer for n in self._nodes.values() if now - n.heard_at > self._timeout_s]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -32,25 +33,26 @@ class Broker:
         self._terms = BrokerTerms(settings.heartbeat_ms, settings.timeout_ms)
         self._core: BrokerCore | None = None
         self._sockets = {
-            Side.CLIENTS: self._socket(self._from_client),
-            Side.NODES: self._socket(self._from_node),
+            Side.CLIENTS: self._socket(Side.CLIENTS, self._from_client),
+            Side.NODES: self._socket(Side.NODES, self._from_node),
         }
         self._outboxes = {side: Outbox(partial(self._transmit, side)) for side in Side}
         self._ticker: asyncio.Task[None] | None = None
         self.clients = settings.clients
         self.nodes = settings.nodes
 
-    def _socket(self, on_message: Callable[[list[Any]], None]) -> LoopSocket:
+    def _socket(self, side: Side, on_message: Callable[[list[Any]], None]) -> LoopSocket:
         return LoopSocket(
             zmq.ROUTER,
             on_message,
             max_part_bytes=self._settings.max_part_mb << 20,
             max_queued=self._settings.max_queued_frames,
             copy=False,
+            split=partial(self._split, side),
         )
 
     async def __aenter__(self) -> Self:
-        self._core = BrokerCore(self._terms, time.monotonic())
+        self._core = BrokerCore(self._terms, time.monotonic(), secrets.token_bytes(32))
         for side in Side:
             await self._sockets[side].__aenter__()
         try:
@@ -87,22 +89,21 @@ class Broker:
 
     def _from_client(self, message: list[Any]) -> None:
         peer, *parts = message
-        for one in self._unbundled(Side.CLIENTS, bytes(peer), parts):
-            self._deliver(self._running.from_client(bytes(peer), one, time.monotonic()))
+        self._deliver(self._running.from_client(bytes(peer), parts, time.monotonic()))
 
     def _from_node(self, message: list[Any]) -> None:
         peer, *parts = message
-        for one in self._unbundled(Side.NODES, bytes(peer), parts):
-            self._deliver(self._running.from_node(bytes(peer), one, time.monotonic()))
+        self._deliver(self._running.from_node(bytes(peer), parts, time.monotonic()))
 
-    def _unbundled(self, side: Side, peer: bytes, parts: list[Any]) -> Iterable[list[Any]]:
+    def _split(self, side: Side, message: list[Any]) -> Sequence[list[Any]]:
         """The messages that came as this one; none, and an error back, if it cannot be read."""
+        peer, *parts = message
         if not is_bundle(parts):
-            return [parts]
+            return [message]
         try:
-            return unbundled(parts)
+            return [[peer, *one] for one in unbundled(parts)]
         except FedSeaError as error:
-            self._deliver([self._running.refused(side, peer, error)])
+            self._deliver([self._running.refused(side, bytes(peer), error)])
             return []
 
     def _deliver(self, sends: Iterable[Send]) -> None:

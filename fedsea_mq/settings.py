@@ -73,7 +73,9 @@ class BrokerSettings(_Section):
     timeout_ms: Milliseconds = Field(5000, description="silent for longer means dead")
     max_part_mb: Megabytes = Field(64, description="largest frame part accepted off the wire")
     max_queued_frames: Annotated[int, Field(ge=16, le=1 << 20)] = Field(
-        4096, description="frames queued to one peer before it is cut as a slow consumer"
+        1024,
+        description="messages queued to one peer before it is cut as a slow consumer; small frames "
+        "travel together, up to 256 KiB a message",
     )
 
     @model_validator(mode="after")

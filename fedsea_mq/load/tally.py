@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from fedsea_mq.load.histogram import Histogram
 from fedsea_mq.load.plan import Slo
+
+# Of several processes' times the earliest, not the latest, is the whole test's.
+_EARLIEST: Final = frozenset({"decode_from", "begun_at"})
 
 
 class Outcome(StrEnum):
@@ -55,6 +58,9 @@ class Tally:
     decode_from: float = math.inf
     decode_until: float = 0.0
     """Tokens after the first of each request, and the time from the first to the last of them."""
+    begun_at: float = math.inf
+    ended_at: float = 0.0
+    """When the first measured request began, and the last one ended."""
 
     @property
     def tokens(self) -> int:
@@ -71,7 +77,7 @@ class Tally:
                 case Counter():
                     mine.update(theirs)
                 case float():
-                    pick = min if part.name == "decode_from" else max
+                    pick = min if part.name in _EARLIEST else max
                     setattr(self, part.name, pick(mine, theirs))
                 case _:
                     setattr(self, part.name, mine + theirs)
@@ -139,6 +145,8 @@ class RequestWatch:
                 tally.tokens_at[int(at - self._measured_from)] += 1
         if not measured or not times:
             return
+        tally.begun_at = min(tally.begun_at, self._begun_at)
+        tally.ended_at = max(tally.ended_at, now)
         tally.ttft.note(times[0] - self._begun_at)
         decoded = [self._decode_from or times[0], *times[1:]]
         for before, after in pairwise(decoded):

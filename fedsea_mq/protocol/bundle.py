@@ -18,7 +18,7 @@ from fedsea_mq.protocol.envelope import Envelope, Kind
 from fedsea_mq.protocol.frames import MAX_PARTS, Parts
 
 MAX_BUNDLED: Final = 256
-MAX_BUNDLE_BYTES: Final = 1 << 20
+MAX_BUNDLE_BYTES: Final = 1 << 18
 _ENVELOPE: Final = Envelope(Kind.BUNDLE).encode()
 _MIN_PARTS: Final = 2
 # From here on copying costs more than a message of its own.
@@ -75,6 +75,8 @@ def unbundled(parts: Sequence[bytes]) -> list[Parts]:
     messages: list[Parts] = []
     start = 0
     for sizes in _sizes(manifest):
+        if len(messages) == MAX_BUNDLED:
+            raise LimitExceeded(f"bundle of more than {MAX_BUNDLED} messages")
         message = []
         for size in sizes:
             message.append(contents[start : start + size])
@@ -100,6 +102,10 @@ def _sizes(manifest: bytes) -> Iterator[list[int]]:
 def _integers(manifest: bytes) -> list[int]:
     most = MAX_BUNDLED * (1 + MAX_PARTS)
     try:
+        # msgpack allocates an array as its header declares: first see that all of it is there.
+        contents = msgpack.Unpacker(max_buffer_size=len(manifest) or 1)
+        contents.feed(manifest)
+        contents.skip()
         fields = msgpack.unpackb(manifest, max_array_len=most, max_map_len=0, max_ext_len=0)
     except Exception as error:  # msgpack raises a dozen unrelated types on bad bytes
         raise MalformedFrame("manifest is not msgpack") from error

@@ -17,6 +17,8 @@ from fedsea_mq.errors import LimitExceeded, MalformedFrame
 _RAW: Final = b"\x00"
 _LZ4: Final = b"\x01"
 _SIZE = struct.Struct("<I")
+# What a packed part has beyond its contents and a 255th of them: lz4's worst case, tag and size.
+_OVERHEAD: Final = 16 + 1 + _SIZE.size
 # Under this size the saving cannot repay the call.
 _WORTH_TRYING_BYTES: Final = 512
 
@@ -37,6 +39,9 @@ def unpack(part: bytes, max_bytes: int) -> bytes:
         LimitExceeded: the declared or actual size is beyond `max_bytes`.
         MalformedFrame: an unknown tag or a damaged block.
     """
+    if len(part) > max_bytes + max_bytes // 255 + _OVERHEAD:
+        raise LimitExceeded(f"body of {len(part)} bytes, at most {max_bytes}")
+    part = bytes(part)  # a relay's parts are frames of the socket library
     tag, rest = part[:1], part[1:]
     if tag == _RAW:
         if len(rest) > max_bytes:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Annotated, Any, Final, TypeVar, get_args
 
 import msgpack
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
@@ -33,6 +33,7 @@ MAX_POSITIONS: Final = 1 << 20
 MAX_NODES: Final = 1024
 MAX_SESSIONS_A_NODE: Final = 16_384
 MAX_MESSAGE_CHARS: Final = 500
+MIN_PAUSE_MS: Final = 10
 
 Positions = Annotated[int, Field(strict=True, ge=0, le=MAX_POSITIONS)]
 Count = Annotated[int, Field(strict=True, ge=0, le=2**53)]
@@ -43,8 +44,17 @@ Name = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
 SessionId = Annotated[bytes, Field(strict=True, min_length=SESSION_BYTES, max_length=SESSION_BYTES)]
 ClientId = Annotated[bytes, Field(strict=True, max_length=255)]
 Milliseconds = Annotated[int, Field(strict=True, ge=0, le=86_400_000)]
+# How long to wait before asking again: never so short that asking becomes a flood.
+Pause = Annotated[int, Field(strict=True, ge=MIN_PAUSE_MS, le=86_400_000)]
 Share = Annotated[float, Field(strict=True, ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(strict=True, ge=0.0, le=1e12)]
+
+
+def _distinct(sessions: list[bytes]) -> list[bytes]:
+    if len(set(sessions)) < len(sessions):
+        raise ValueError("a session twice")
+    return sessions
+
 
 # Strictness stands in the types above: on the whole body it would refuse the map that arrives.
 _BODY: Final = ConfigDict(extra="forbid")
@@ -71,15 +81,15 @@ class Accept:
     """Node has reserved the KV; frames may hold up to `max_frame_positions`."""
 
     node: Name
-    max_frame_positions: Positions
-    lease_ms: Milliseconds
+    max_frame_positions: Annotated[int, Field(strict=True, ge=1, le=MAX_POSITIONS)]
+    lease_ms: Pause
 
 
 @dataclass(frozen=True, slots=True, config=_BODY)
 class BusyNotice:
     """No room now; ask again after `retry_after_ms`."""
 
-    retry_after_ms: Milliseconds
+    retry_after_ms: Pause
 
 
 @dataclass(frozen=True, slots=True, config=_BODY)
@@ -146,7 +156,9 @@ class Register:
     tail_blocks: Blocks
     hidden: Hidden
     load: Load
-    sessions: Annotated[list[SessionId], Field(max_length=MAX_SESSIONS_A_NODE)]
+    sessions: Annotated[
+        list[SessionId], Field(max_length=MAX_SESSIONS_A_NODE), AfterValidator(_distinct)
+    ]
 
 
 @dataclass(frozen=True, slots=True, config=_BODY)
@@ -260,7 +272,7 @@ def _unpack_map(data: bytes) -> Mapping[str, Any]:
 def error_notice(error: FedSeaError) -> ErrorNotice | BusyNotice:
     """How an error is told to the other party."""
     if isinstance(error, Busy):
-        return BusyNotice(retry_after_ms=round(error.retry_after_s * 1000))
+        return BusyNotice(retry_after_ms=max(MIN_PAUSE_MS, round(error.retry_after_s * 1000)))
     if isinstance(error, LocalError):
         # Our own fault is not theirs to read.
         return ErrorNotice(code=RemoteError.code, message="internal error")

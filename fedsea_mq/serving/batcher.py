@@ -306,5 +306,7 @@ def _attempt(call: Callable[..., Any], *arguments: Any) -> Any:
     """The call's value, or its exception as a value: one session's fault stays its own."""
     try:
         return call(*arguments)
+    except StopIteration as error:
+        return RuntimeError(f"a callback raised {error!r}")  # no future takes it as it is
     except Exception as error:  # noqa: BLE001 - handed to the session whose work it was
         return error

@@ -105,7 +105,6 @@ class _Waiting(Generic[W]):
     since: float
     number: int
     done: int = 0
-    waits: bool = True
 
     @property
     def left(self) -> int:
@@ -142,8 +141,10 @@ class Scheduler(Generic[W]):
         # Positions given to each client that is here or ahead of who is, and the least of them.
         self._served: dict[bytes, int] = {}
         self._floor = 0
-        # The earliest deadline on top; what is done meanwhile is dropped when it comes up.
-        self._deadlines: list[tuple[float, int, _Waiting[W]]] = []
+        # The earliest deadline on top, by number, and what still waits with one. The numbers of
+        # what is done meanwhile are dropped when they come up: they hold on to nothing.
+        self._deadlines: list[tuple[float, int]] = []
+        self._with_deadline: dict[int, _Waiting[W]] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -165,9 +166,12 @@ class Scheduler(Generic[W]):
 
     def _watch(self, waiting: _Waiting[W]) -> None:
         if len(self._deadlines) > 2 * self._count + _SPENT_DEADLINES:
-            self._deadlines = [entry for entry in self._deadlines if entry[2].waits]
+            self._deadlines = [
+                entry for entry in self._deadlines if entry[1] in self._with_deadline
+            ]
             heapq.heapify(self._deadlines)
-        heapq.heappush(self._deadlines, (waiting.work.deadline, waiting.number, waiting))
+        self._with_deadline[waiting.number] = waiting
+        heapq.heappush(self._deadlines, (waiting.work.deadline, waiting.number))
 
     def _arrive(self, client: bytes) -> None:
         """Being away earns nothing: who comes (back) is level with the least served."""
@@ -203,8 +207,9 @@ class Scheduler(Generic[W]):
         """Take out the work whose deadline has passed."""
         late: list[W] = []
         while self._deadlines and self._deadlines[0][0] <= now:
-            _, _, waiting = heapq.heappop(self._deadlines)
-            if waiting.waits:
+            _, number = heapq.heappop(self._deadlines)
+            waiting = self._with_deadline.get(number)
+            if waiting is not None:
                 late.append(waiting.work)
                 self._let_go(waiting)
         return late
@@ -278,7 +283,7 @@ class Scheduler(Generic[W]):
         owner = waiting.work.owner
         queue = self._sessions[owner.session]
         queue.remove(waiting)
-        waiting.waits = False
+        self._with_deadline.pop(waiting.number, None)
         if not queue:
             del self._sessions[owner.session]
         self._count -= 1

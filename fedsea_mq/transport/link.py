@@ -44,6 +44,7 @@ class BrokerLink:
             max_part_bytes=max_part_bytes,
             max_queued=max_queued,
             copy=True,
+            split=_split,
             context=context,
         )
         self._outbox = Outbox(self._transmit)
@@ -74,10 +75,13 @@ class BrokerLink:
             _log.warning("the broker is away", frames_let_go=len(run), reason=str(error))
 
     def _read(self, parts: list[bytes]) -> None:
-        for message in _readable(unbundled, parts) or [] if is_bundle(parts) else [parts]:
-            frame = _readable(Frame.read, message)
-            if frame is not None:
-                self._on_frame(frame)
+        frame = _readable(Frame.read, parts)
+        if frame is not None:
+            self._on_frame(frame)
+
+
+def _split(parts: list[bytes]) -> Sequence[list[bytes]]:
+    return (_readable(unbundled, parts) or []) if is_bundle(parts) else [parts]
 
 
 def _readable(read: Callable[[Parts], R], parts: Parts) -> R | None:

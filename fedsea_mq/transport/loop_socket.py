@@ -8,6 +8,7 @@ the edge. Draining was measured at twice the throughput of one awaited receive a
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Self
@@ -20,9 +21,10 @@ from fedsea_mq.protocol.frames import MAX_PARTS
 Part = Any  # bytes, or zmq.Frame where nothing is copied
 Context = zmq.Context[zmq.Socket[bytes]]
 OnMessage = Callable[[list[Part]], None]
+Split = Callable[[list[Part]], Sequence[list[Part]]]
 
-# Messages taken before other tasks of the loop get their turn.
-_BURST: Final = 64
+# Messages taken off the wire or handled before other tasks of the loop get their turn.
+_BURST: Final = 128
 # A ROUTER puts the peer's identity before the frame; one part more is read to see that it is there.
 _MAX_PARTS: Final = MAX_PARTS + 2
 _ZMTP_HEARTBEAT_MS: Final = 2000
@@ -49,6 +51,7 @@ class LoopSocket:
         kind: `zmq.DEALER` or `zmq.ROUTER`.
         max_part_bytes: a peer that sends a larger part is disconnected by ZeroMQ.
         max_queued: messages queued to one peer; beyond it `send` raises.
+        split: the messages that one off the wire stands for; each is handled on its own.
         copy: whether parts arrive as bytes; otherwise as `zmq.Frame`, for relaying untouched.
         context: one to share, with its I/O thread, among many sockets; else one of its own.
     """
@@ -61,6 +64,7 @@ class LoopSocket:
         max_part_bytes: int,
         max_queued: int,
         copy: bool,
+        split: Split = lambda parts: [parts],
         context: Context | None = None,
     ) -> None:
         self._kind = kind
@@ -68,6 +72,8 @@ class LoopSocket:
         self._max_part_bytes = max_part_bytes
         self._max_queued = max_queued
         self._copy = copy
+        self._split = split
+        self._unread: deque[list[Part]] = deque()
         self._shared_context = context
         self._context: Context | None = None
         self._socket: zmq.Socket[bytes] | None = None
@@ -97,6 +103,7 @@ class LoopSocket:
         assert self._context is not None
         socket, self._socket = self._socket, None
         self._loop.remove_reader(_descriptor(socket))
+        self._unread.clear()
         socket.close()
         if self._shared_context is None:
             # Waits for the linger time at most, so it must not hold the loop.
@@ -159,18 +166,26 @@ class LoopSocket:
     def _look(self) -> None:
         self._looking = False
         for _ in range(_BURST):
-            if self._socket is None:
+            if not self._unread and not self._take_in():
                 return
             try:
-                parts = self._receive(self._socket)
-            except zmq.Again:
-                return
-            try:
-                self._on_message(parts)
+                if self._unread:
+                    self._on_message(self._unread.popleft())
             except BaseException:
                 self._look_soon()  # one message's fault must not strand those behind it
                 raise
         self._look_soon()
+
+    def _take_in(self) -> bool:
+        """Take one message off the wire; False if there is none."""
+        if self._socket is None:
+            return False
+        try:
+            parts = self._receive(self._socket)
+        except zmq.Again:
+            return False
+        self._unread.extend(self._split(parts))
+        return True
 
     def _receive(self, socket: zmq.Socket[bytes]) -> list[Part]:
         parts: list[Part] = [socket.recv(zmq.NOBLOCK, copy=self._copy)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from fedsea_mq.protocol.bundle import bundled, grouped
+from fedsea_mq.protocol.bundle import MAX_BUNDLED, bundled, grouped
 from fedsea_mq.protocol.frames import Parts
 
 
@@ -23,11 +23,19 @@ class Outbox:
         """Send soon, in order."""
         if not self._held:
             asyncio.get_running_loop().call_soon(self.flush)
-        self._held.setdefault(peer, []).append(parts)
+        held = self._held.setdefault(peer, [])
+        held.append(parts)
+        if len(held) == MAX_BUNDLED:
+            # What fills a bundle goes now: one look's answers to one peer never pile up.
+            del self._held[peer]
+            self._send(peer, held)
 
     def flush(self) -> None:
         """Send all that is held, now."""
         held, self._held = self._held, {}
         for peer, messages in held.items():
-            for run in grouped(messages):
-                self._transmit(peer, bundled(run), run)
+            self._send(peer, messages)
+
+    def _send(self, peer: bytes, messages: Sequence[Parts]) -> None:
+        for run in grouped(messages):
+            self._transmit(peer, bundled(run), run)

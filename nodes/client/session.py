@@ -108,10 +108,10 @@ class ClientSession:
         )
         try:
             reply = await self._requests.ask(Kind.OPEN, asked, session=self._id)
+            self._accept = reply.body(Accept)
         except BaseException:
             self._tell_closed()
             raise
-        self._accept = reply.body(Accept)
 
     async def advance(self, tokens: Sequence[int], read: Callable[[torch.Tensor], T]) -> T:
         """Cache `tokens` on all three parts and return `read(logits)` of the last one.
@@ -217,6 +217,8 @@ class ClientSession:
 
         def inputs() -> torch.Tensor:
             states = decode_states(outputs, returned, self._loaded.spec, run.dtype)
+            if not bool(states.isfinite().all()):
+                raise MalformedFrame("outputs that are not finite")
             return states.to(run.kv_shape.device)
 
         start = self.cached + count - returned

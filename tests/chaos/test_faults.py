@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import zmq
 
 from fedsea_mq.cli.processes import Child, LocalSystem
 from fedsea_mq.model.sampling import SamplingSettings
@@ -112,6 +113,41 @@ async def test_a_broker_killed_and_restarted_is_only_a_pause(
         finally:
             await again.stop()
     assert tokens == undisturbed
+
+
+async def test_peers_that_claim_the_brokers_own_numbers_do_not_bring_it_down(
+    tiny_llama: Path,
+) -> None:
+    """libzmq 4.3 aborts when a number comes up that a peer has claimed, here all that would be next
+    if the broker did not begin its numbers at a secret one.
+    """
+    async with processes(tiny_llama) as system:
+        endpoints = (system.settings.broker.clients, system.settings.broker.nodes)
+        with zmq.Context() as context:
+            claims = [
+                _claim(context, endpoint, start + ahead)
+                for endpoint in endpoints
+                for start in (0x6B8B4567, 0xE43C9869)
+                for ahead in range(8)
+            ]
+            await asyncio.sleep(0.3)
+            for _ in range(12):
+                async with ClientNode(system.settings) as client:
+                    one = SamplingSettings(max_new_tokens=1, ignore_eos=True)
+                    assert len((await client.generate(PROMPT, one).complete()).tokens) == 1
+            assert system.broker.running
+            for claim in claims:
+                claim.close()
+
+
+def _claim(
+    context: zmq.Context[zmq.Socket[bytes]], endpoint: str, number: int
+) -> zmq.Socket[bytes]:
+    socket = context.socket(zmq.DEALER)
+    socket.set(zmq.LINGER, 0)
+    socket.set(zmq.ROUTING_ID, b"\0" + number.to_bytes(4, "big"))
+    socket.connect(endpoint)
+    return socket
 
 
 async def begin_long_generation(system: LocalSystem, client: Child) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fedsea_mq.errors import Busy, ContextOverflow, FingerprintMismatch, InvalidPrompt
+from fedsea_mq.errors import (
+    Busy,
+    ContextOverflow,
+    FingerprintMismatch,
+    InvalidPrompt,
+    MalformedFrame,
+)
 from fedsea_mq.model.partition import legal_cuts
 from fedsea_mq.model.sampling import SamplingSettings
+from nodes.trunk import node as trunk_node
 from tests.integration.systems import running, until
 
 NEW = 12
@@ -54,6 +62,22 @@ async def test_the_embedded_model_answers_as_unsplit() -> None:
         answer = await system.client.generate(prompt, GREEDY).complete()
     model = AutoModelForCausalLM.from_pretrained(checkpoint.folders[0], dtype=torch.float32).eval()
     assert answer.tokens == oracle(model, prompt)
+
+
+async def test_outputs_that_are_no_numbers_are_a_typed_error(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tiny_llama) as system:
+        real = trunk_node._encode_last
+        monkeypatch.setattr(
+            trunk_node,
+            "_encode_last",
+            lambda outputs, **terms: real([outputs[0] * math.nan], **terms),
+        )
+        with pytest.raises(MalformedFrame, match="not finite"):
+            await system.client.generate([1, 2, 3], GREEDY).complete()
+        monkeypatch.undo()
+        assert len((await system.client.generate([1, 2, 3], GREEDY).complete()).tokens) == NEW
 
 
 @pytest.mark.parametrize("wire", ["fp16", "bf16", "int8"])

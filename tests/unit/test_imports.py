@@ -74,8 +74,9 @@ def test_the_protocol_does_no_io_and_no_arithmetic() -> None:
 
 
 def test_sockets_are_opened_in_the_transport_and_the_broker_alone() -> None:
-    at = {line.split("/")[1] for line in importing("fedsea_mq", "zmq")}
-    assert at == {"transport"}
+    # But for what the benchmark measures the product against, which is not of the product.
+    found = [line for line in importing("fedsea_mq", "zmq") if "/cli/bench/" not in line]
+    assert {line.split("/")[1] for line in found} == {"transport"}
     assert importing("nodes", "zmq") == []
 
 

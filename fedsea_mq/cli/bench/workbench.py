@@ -96,6 +96,18 @@ class System:
         )
         return Served(await self.load(plan))
 
+    async def tokens_per_s_with_prefill(self, sessions: int, prompt: int, new: int) -> float:
+        """New tokens of full sessions of one client process over the time from first to last."""
+        plan = LoadPlan(
+            kind="full",
+            sessions=(sessions,),
+            prompt=Lengths(low=prompt, high=prompt),
+            new=Lengths(low=new, high=new),
+            duration_s=0.001,  # each session makes one request and is done
+        )
+        tally = (await self.load(plan)).tally
+        return sessions * new / (tally.ended_at - tally.begun_at)
+
     async def load(self, plan: LoadPlan) -> LoadRun:
         """Run any plan."""
         run = await run_load(self.local, plan, sample_s=_SAMPLE_S)

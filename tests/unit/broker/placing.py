@@ -52,6 +52,10 @@ class Placing:
 
     core: BrokerCore = field(default_factory=lambda: BrokerCore(TERMS, started_at=0.0))
     now: float = OLD
+    ticked_at: float = OLD
+
+    def __post_init__(self) -> None:
+        self.core.tick(self.ticked_at)
 
     def node_says(self, peer: bytes, frame: Frame) -> list[Send]:
         return self.core.from_node(peer, frame.parts(), self.now)
@@ -89,6 +93,7 @@ class Placing:
         return self.client_says(client, Frame.build(Kind.CLOSE, Nothing(), session=session))
 
     def status(self) -> StatusReport:
+        self.now += 0.1  # a report younger than that is given again
         (sent,) = self.client_says(b"watcher", Frame.build(Kind.STATUS, Nothing(), seq=3))
         reply = read(sent)
         assert (sent.side, sent.peer) == (Side.CLIENTS, b"watcher")
@@ -100,8 +105,12 @@ class Placing:
         return self.status().sessions
 
     def tick(self) -> list[Send]:
-        """What a tick says, but for the heartbeats to clients."""
-        return [s for s in self.core.tick(self.now) if read(s).envelope.kind is not Kind.HEARTBEAT]
+        """What the ticks of a steady clock up to now say, but for the heartbeats to clients."""
+        sent = []
+        while self.ticked_at < self.now:
+            self.ticked_at = min(self.now, self.ticked_at + TERMS.heartbeat_ms / 2000)
+            sent += self.core.tick(self.ticked_at)
+        return [send for send in sent if read(send).envelope.kind is not Kind.HEARTBEAT]
 
 
 def read(sent: Send) -> Frame:

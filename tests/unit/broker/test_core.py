@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from broker.core import Side
@@ -13,13 +15,14 @@ from fedsea_mq.errors import (
 )
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame
-from fedsea_mq.protocol.messages import Nothing, Open
+from fedsea_mq.protocol.messages import Nothing, Open, StatusReport
 from fedsea_mq.protocol.payload import WireDtype
 from tests.unit.broker.placing import (
     EXTEND,
     LLAMA,
     S1,
     S2,
+    S3,
     Placing,
     accept,
     closes,
@@ -52,10 +55,15 @@ class TestRelaying:
     def test_the_node_is_told_which_connection_opened_whatever_the_client_claims(
         self, placing: Placing
     ) -> None:
-        claimed = Open(LLAMA, 4, WireDtype.FP16, client=b"somebody else", urgency=2)
-        (sent,) = placing.client_says(ANNA, Frame.build(Kind.OPEN, claimed, session=S1))
-        told = Frame.read(list(sent.parts)).body(Open)
-        assert told == Open(LLAMA, 4, WireDtype.FP16, client=ANNA, urgency=2)
+        told = []
+        for peer, session in ((ANNA, S1), (ANNA, S2), (BERT, S3)):
+            claimed = Open(LLAMA, 4, WireDtype.FP16, client=b"somebody else", urgency=2)
+            (sent,) = placing.client_says(peer, Frame.build(Kind.OPEN, claimed, session=session))
+            told.append(read(sent).body(Open))
+        assert told[0] == told[1] == replace(told[2], client=told[0].client)
+        assert told[0] == Open(LLAMA, 4, WireDtype.FP16, client=told[0].client, urgency=2)
+        # A name of its own, from which nobody learns how the broker's socket numbers its peers.
+        assert len({one.client for one in told} | {ANNA, BERT, b"somebody else"}) == 5
 
     def test_the_frames_of_a_session_are_relayed_part_for_part(self, placing: Placing) -> None:
         placing.opened(ANNA, S1)
@@ -182,9 +190,18 @@ class TestStatus:
 
     def test_it_shows_each_nodes_load_and_silence(self, placing: Placing) -> None:
         placing.heartbeat(A, load(free=40, sessions=3))
-        placing.now += 0.25
+        placing.now += 0.15
         (node,) = placing.status().nodes
         assert (node.name, node.silent_ms, node.load) == ("node-a", 250, load(40, 100, 3))
+
+    def test_asked_again_at_once_it_answers_from_the_last_report(self, placing: Placing) -> None:
+        first = placing.status()
+        placing.opened(ANNA, S1)
+        (sent,) = placing.client_says(BERT, Frame.build(Kind.STATUS, Nothing(), seq=9))
+        again = read(sent)
+        assert (sent.peer, again.envelope.seq) == (BERT, 9)
+        assert again.body(StatusReport) == first
+        assert placing.status().sessions == 1
 
 
 class TestFaults:

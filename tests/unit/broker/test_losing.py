@@ -41,6 +41,19 @@ class TestLosing:
         assert placing.sessions == 1
         assert [node.name for node in placing.status().nodes] == ["node-b"]
 
+    def test_given_a_broker_that_was_held_up_then_no_node_is_taken_for_silent(
+        self, placing: Placing
+    ) -> None:
+        """What they sent meanwhile is not read yet."""
+        placing.now = placing.ticked_at = placing.now + 60.0
+        assert all(read(s).envelope.kind is Kind.HEARTBEAT for s in placing.core.tick(placing.now))
+        placing.now += 4.0
+        assert placing.tick() == []
+        assert len(placing.status().nodes) == 1
+        placing.now += 2.0
+        placing.tick()
+        assert placing.status().nodes == []
+
     def test_given_a_dead_node_that_speaks_again_then_it_must_register(
         self, placing: Placing
     ) -> None:

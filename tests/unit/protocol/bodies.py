@@ -70,9 +70,9 @@ WRONG: dict[str, list[Any]] = {
     "urgency": [-1, 3, "1", 1.0, True, None, SECRET],
     "node": _NO_NAME,
     "name": _NO_NAME,
-    "max_frame_positions": _NO_POSITIONS,
-    "lease_ms": _NO_MS,
-    "retry_after_ms": _NO_MS,
+    "max_frame_positions": [*_NO_POSITIONS, 0],
+    "lease_ms": [*_NO_MS, 0, 9],
+    "retry_after_ms": [*_NO_MS, 0, 9],
     "heartbeat_ms": _NO_MS,
     "timeout_ms": _NO_MS,
     "silent_ms": _NO_MS,
@@ -102,5 +102,5 @@ WRONG: dict[str, list[Any]] = {
 def wrong_for(body: str, field: str) -> list[Any]:
     """Values that `field` of `body` must refuse; `sessions` is a list in one body, else a count."""
     if field == "sessions":
-        return [*_NO_LIST, [bytes(16), b""]] if body == "Register" else _NO_COUNT
+        return [*_NO_LIST, [bytes(16), b""], [bytes(16)] * 2] if body == "Register" else _NO_COUNT
     return WRONG[field]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 
 import msgpack
 import pytest
@@ -114,3 +115,23 @@ def test_ten_thousand_mutated_bundles_are_read_or_refused_by_type() -> None:
         read += 1
         assert sum(len(part) for one in messages for part in one) == len(parts[2])
     assert read
+
+
+def test_more_messages_than_a_bundle_may_hold_are_refused() -> None:
+    count = MAX_BUNDLED + 1
+    with pytest.raises(LimitExceeded):
+        unbundled(bundle_with([2, 0, 0] * count, b""))
+    assert len(unbundled(bundle_with([2, 0, 0] * MAX_BUNDLED, b""))) == MAX_BUNDLED
+
+
+def test_a_manifest_that_promises_what_it_does_not_hold_costs_no_memory() -> None:
+    nested = b"\xdc\x04\xff" * 2000  # arrays of 1,279 inside one another
+    (envelope, *_) = bundled([message(0), message(1)])
+    tracemalloc.start()
+    try:
+        with pytest.raises(MalformedFrame):
+            unbundled([envelope, nested, b"abc"])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20

@@ -106,10 +106,11 @@ def test_nothing_is_coerced() -> None:
 
 def test_lists_may_be_as_long_as_their_bound_and_no_longer() -> None:
     register = asdict(next(body for body in BODIES if isinstance(body, m.Register)))
-    full = {**register, "sessions": [bytes(16)] * m.MAX_SESSIONS_A_NODE}
+    ids = [number.to_bytes(16, "big") for number in range(m.MAX_SESSIONS_A_NODE)]
+    full = {**register, "sessions": ids}
     read = decode_body(m.Register, pack(msgpack.packb(full)))
     assert len(read.sessions) == m.MAX_SESSIONS_A_NODE
-    refusal(m.Register, {**full, "sessions": [*full["sessions"], bytes(16)]})
+    refusal(m.Register, {**full, "sessions": [*ids, b"\xff" * 16]})
 
     report = asdict(next(body for body in BODIES if isinstance(body, m.StatusReport)))
     most = {**report, "nodes": [asdict(NODE)] * m.MAX_NODES}

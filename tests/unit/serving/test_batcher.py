@@ -211,6 +211,24 @@ def fault(*_: object) -> Any:
     raise KeyError("this session's fault")
 
 
+def ran_out(*_: object) -> Any:
+    return next(iter(()))
+
+
+async def test_a_fault_that_no_future_takes_strands_nobody(
+    blocks: Blocks, batcher: Batcher
+) -> None:
+    first = await first_step_runs(blocks, batcher)
+    bad = asyncio.create_task(batcher.run(blocks.work(9, finish=ran_out)))
+    sound = asyncio.create_task(batcher.run(blocks.work(2)))
+    await asyncio.sleep(0)
+    blocks.open.set()
+    async with asyncio.timeout(10):
+        assert await asyncio.gather(first, sound) == [[2.0], [4.0]]
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await bad
+
+
 @pytest.mark.parametrize("faulty", [{"inputs": fault}, {"finish": fault}])
 async def test_a_fault_in_one_work_leaves_the_others_of_its_step_alone(
     blocks: Blocks, batcher: Batcher, faulty: dict[str, Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from fedsea_mq.errors import Busy
 from fedsea_mq.serving.scheduler import Owner, Scheduler, Share, StepLimits, Urgency
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Piece:
     """Work of `positions` positions; every test's sessions are named by a letter and a number."""
 
@@ -161,6 +162,16 @@ def test_deadlines_of_work_long_done_are_not_kept() -> None:
     assert len(made._deadlines) < 2_000
     made.add(Piece("b", deadline=5.0), 0.0)
     assert [work.session for work in made.expire(5.0)] == ["b"]
+
+
+def test_nothing_holds_on_to_work_that_is_done() -> None:
+    made = scheduler()
+    work = Piece("a", deadline=1e9)
+    watched = weakref.ref(work)
+    made.add(work, 0.0)
+    made.plan(0.0)
+    del work
+    assert watched() is None
 
 
 def test_more_than_may_wait_is_refused_with_when_to_come_again() -> None:
