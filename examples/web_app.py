@@ -58,6 +58,10 @@ by("ask").onclick = async () => {
   const reply = await fetch("/chat", {
     method: "POST", body: JSON.stringify({messages}), signal: running.signal,
   });
+  if (!reply.ok) {
+    by("answer").textContent = (await reply.json()).message;
+    return;
+  }
   let held = "";
   for await (const piece of reply.body.pipeThrough(new TextDecoderStream())) {
     const events = (held + piece).split("\\n\\n");

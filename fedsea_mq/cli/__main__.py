@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from fedsea_mq import __version__
 from fedsea_mq.cli import options
+from fedsea_mq.cli.bench.command import bench
 from fedsea_mq.cli.output import console, print_json, print_table, progress_console
 from fedsea_mq.entry import leaves
 from fedsea_mq.errors import ConfigError, FedSeaError, PeerUnreachable
@@ -25,6 +26,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(bench, name="bench")
 Count = Annotated[int, typer.Option("--n", min=1, help="Examples of each task.")]
 
 
@@ -201,14 +203,16 @@ def verify(
     else:
         print_table(
             f"{model}, {dtype}, split against unsplit",
-            ["cut", "identical", "largest logit difference", "bytes up", "bytes down"],
+            ["cut", "identical", "largest logit difference", "bytes a token", "peak RSS, MB"],
             [
                 (
                     f"{v.head_blocks}+{v.tail_blocks}",
                     f"{v.identical}/{v.prompts}",
                     f"{v.max_abs_logit_diff:.2e}",
-                    f"{v.bytes_per_decode_token['up']:.0f}",
-                    f"{v.bytes_per_decode_token['down']:.0f}",
+                    "{up:.0f} up, {down:.0f} down".format(**v.bytes_per_decode_token),
+                    " and ".join(
+                        f"{v.peak_rss[part] / 1e6:.0f} {part}" for part in ("client", "trunk")
+                    ),
                 )
                 for v in verdicts
             ],

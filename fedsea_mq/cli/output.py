@@ -24,7 +24,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     """A table for people; the first column is left-aligned, the others right-aligned."""
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     console.print(table)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from fedsea_mq.cli.output import progress_console
 from fedsea_mq.model.pretrain import PretrainProgress, PretrainSettings
@@ -33,4 +34,5 @@ def pretrain(out: Path, *, steps: int | None, seed: int, threads: int, as_json: 
             f"{progress.tokens_per_s:.0f} tokens/s  {left_s / 60:.0f} min left of this lesson"
         )
 
+    disable_progress_bar()  # the lines above are the progress
     train(settings, out, report)

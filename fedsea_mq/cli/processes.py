@@ -122,9 +122,15 @@ class LocalSystem:
     """
 
     def __init__(
-        self, settings: Settings, *, keep_endpoints: bool = False, joins: bool = False
+        self,
+        settings: Settings,
+        *,
+        keep_endpoints: bool = False,
+        joins: bool = False,
+        trunks: int | None = None,
     ) -> None:
         self._joins = joins
+        self._trunks = settings.trunk.nodes if trunks is None else trunks
         self.settings = (
             settings
             if keep_endpoints or joins
@@ -146,7 +152,7 @@ class LocalSystem:
             self.settings = self.settings.replace(
                 broker={"clients": ready["clients"], "nodes": ready["nodes"]}
             )
-            for number in range(self.settings.trunk.nodes):
+            for number in range(self._trunks):
                 await self.start_trunk(number)
             await asyncio.gather(*(trunk.wait_ready() for trunk in self.trunks))
         except BaseException:

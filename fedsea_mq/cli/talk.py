@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from typing import Any
+from typing import Any, Final
 
 import torch
 
+from fedsea_mq.cli.input_lines import InputLines
 from fedsea_mq.cli.output import console, print_json, progress_console
 from fedsea_mq.entry import configure_logging
 from fedsea_mq.errors import LocalError, RemoteError
 from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.settings import Settings
 from nodes.client import ClientNode, Conversation, Generation
+
+_COMMANDS: Final = "/again, /new and /quit"
 
 
 async def generate(
@@ -39,22 +41,27 @@ async def chat(settings: Settings, sampling: SamplingSettings) -> None:
     """Talk until /quit or the end of the input; /again answers anew, /new starts over."""
     configure_logging(settings.log)
     torch.set_num_threads(settings.model.threads)
+    lines = InputLines()
     async with ClientNode(settings) as client:
-        progress_console.print(
-            f"noise sigma {client.noise_std:.4f}; /again, /new and /quit", style="dim"
-        )
+        client.check_chats()
+        progress_console.print(f"noise sigma {client.noise_std:.4f}; {_COMMANDS}", style="dim")
         talking = True
         while talking:
             async with client.conversation(sampling) as conversation:
-                talking = await _converse(client, conversation)
+                talking = await _converse(client, conversation, lines)
 
 
-async def _converse(client: ClientNode, conversation: Conversation) -> bool:
+async def _converse(client: ClientNode, conversation: Conversation, lines: InputLines) -> bool:
     """One conversation; whether another one is wanted."""
-    while (said := await _line()) is not None and said != "/quit":
+    while (said := await _line(lines)) is not None and said != "/quit":
         if said == "/new":
+            progress_console.print("a new conversation", style="dim")
             return True
-        if not said or (said == "/again" and not conversation.messages):
+        if not said:
+            continue
+        if said.startswith("/") and (said != "/again" or not conversation.messages):
+            wrong = "nothing was asked yet" if said == "/again" else "unknown command"
+            progress_console.print(f"{wrong}; {_COMMANDS}", style="dim")
             continue
         generation = conversation.regenerate() if said == "/again" else conversation.say(said)
         try:
@@ -66,13 +73,13 @@ async def _converse(client: ClientNode, conversation: Conversation) -> bool:
     return False
 
 
-async def _line() -> str | None:
-    """A line the user typed, read off the loop; None at the end of the input."""
+async def _line(lines: InputLines) -> str | None:
+    """A line the user typed; None at the end of the input."""
     if sys.stdin.isatty():
         console.print("> ", end="", style="bold")
-    line = await asyncio.to_thread(sys.stdin.readline)
+    line = await lines.next()
     # A pasted passage may hold its line breaks as \n.
-    return line.strip().replace("\\n", "\n") if line else None
+    return None if line is None else line.strip().replace("\\n", "\n")
 
 
 async def _stream(generation: Generation, *, show: bool) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from fedsea_mq.cli.output import progress_bar
 from fedsea_mq.cli.processes import Child, LocalSystem
@@ -86,6 +87,7 @@ def _oracle(
 ) -> list[_Answer]:
     """`generate` of the unsplit transformers model, with the logits it chose from."""
     torch.set_num_threads(settings.model.threads)
+    disable_progress_bar()  # of reading weights that are here already
     model = AutoModelForCausalLM.from_pretrained(
         checkpoint.folders[0], dtype=DTYPES[settings.model.dtype]
     )

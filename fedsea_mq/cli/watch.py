@@ -33,7 +33,9 @@ async def status(settings: Settings, *, as_json: bool, once: bool) -> None:
 
 
 def _view(report: StatusReport) -> Group:
-    table = Table("node", "cut", "model", "sessions", "KV free", "tokens/s", "batch", "busy", "RSS")
+    table = Table()
+    for name in ("node", "cut", "model", "sessions", "KV free", "tokens/s", "batch", "busy", "RSS"):
+        table.add_column(name, overflow="fold")
     for node in report.nodes:
         load = node.load
         free = load.kv_positions_free / max(1, load.kv_positions_total)

@@ -53,7 +53,9 @@ def _write_part(checkpoint: Checkpoint, cut: Cut, part: Part, folder: Path) -> i
     names = checkpoint.names(part, cut)
     for number, group in enumerate(_groups(checkpoint, names)):
         tensors = {_own_name(name, part): checkpoint.tensors[name].read() for name in group}
-        save_file(tensors, folder / f"model-{number:05d}.safetensors", metadata={"format": "pt"})
+        file = folder / f"model-{number:05d}.safetensors"
+        save_file(tensors, file, metadata={"format": "pt"})
+        file.chmod(0o644)  # as the files beside it: the folder is made to be handed out
     Manifest(part, cut.head_blocks, cut.tail_blocks, checkpoint.digests).write(folder)
     return checkpoint.nbytes(names)
 

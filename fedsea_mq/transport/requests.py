@@ -95,7 +95,7 @@ class Requests:
                 wait_s = min(left, self._patience.resend_s)
                 done, _ = await asyncio.wait([pending.reply], timeout=wait_s)
                 if not done:
-                    _log.warning("no answer yet from the broker", waited_s=round(wait_s, 1))
+                    _log.warning("no answer yet; sending again", waited_s=round(wait_s, 1))
                 else:
                     reply = pending.reply.result()
                     traffic.bytes_down += wire_bytes(reply.parts())

@@ -9,6 +9,7 @@ comes, then `done` with the whole and its cost, or `error`. The end of the input
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -83,8 +84,7 @@ async def _answer(client: ClientNode, line: bytes) -> None:
     try:
         request = Request.model_validate_json(line)
     except ValidationError as error:
-        kinds = ", ".join(item["type"] for item in error.errors(include_input=False))
-        announce(error="InvalidRequest", message=kinds)
+        announce(**_id_of(line), error="InvalidRequest", message=_wrong(error))
         return
     steps: list[torch.Tensor] = []
     try:
@@ -105,6 +105,22 @@ async def _answer(client: ClientNode, line: bytes) -> None:
         announce(id=request.id, error="OSError", message=str(error.strerror))
         return
     announce(id=request.id, done=_report(generation, ids, "".join(texts)))
+
+
+def _id_of(line: bytes) -> dict[str, str]:
+    """The id of a line that asks wrongly, if that much can be read."""
+    try:
+        asked = json.loads(line)
+    except ValueError:
+        return {}
+    named = isinstance(asked, dict) and isinstance(asked.get("id"), str)
+    return {"id": asked["id"]} if named else {}
+
+
+def _wrong(error: ValidationError) -> str:
+    """Which fields, and what was expected: never what they held."""
+    items = error.errors(include_input=False, include_url=False)
+    return "; ".join(": ".join((*map(str, item["loc"]), item["msg"])) for item in items)
 
 
 def _generation(client: ClientNode, request: Request, steps: list[torch.Tensor]) -> Generation:

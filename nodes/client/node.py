@@ -175,10 +175,14 @@ class ClientNode:
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text)["input_ids"])
 
+    def check_chats(self) -> None:
+        """Raise `InvalidPrompt` without a chat template, `CheckpointError` without a tokenizer."""
+        if self.tokenizer.chat_template is None:
+            raise InvalidPrompt("the model has no chat template: it continues texts only")
+
     def _render(self, messages: list[Message]) -> list[int]:
+        self.check_chats()
         tokenizer = self.tokenizer
-        if tokenizer.chat_template is None:
-            raise InvalidPrompt("the model has no chat template; use generate")
         try:
             ids = tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=True, return_dict=False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import signal
 import socket
 import subprocess
@@ -105,6 +107,11 @@ def test_up_generate_chat_and_status(tmp_path: Path) -> None:
         assert piped["text"] == one["text"]
         talked = fedsea("chat", *use, stdin=passage.replace("\n", "\\n") + "\n/again\n/quit\n")
         assert talked.stdout.split("\n")[:2] == [one["text"]] * 2
+        odd = fedsea("chat", *use, stdin="/again\n/help\n/new\n" + passage.replace("\n", "\\n"))
+        assert odd.stdout == one["text"] + "\n"  # nothing but the passage went to the model
+        for said in ("nothing was asked yet", "unknown command", "a new conversation"):
+            assert said in odd.stderr
+        interrupted_at_the_prompt(use)
         capped = report("generate", "Once", "--max-new-tokens", "5", *use)
         assert capped["new_tokens"] <= 5
         seen = report("status", *use)
@@ -113,6 +120,58 @@ def test_up_generate_chat_and_status(tmp_path: Path) -> None:
         assert seen["errors"] == 0
         assert seen["sessions"] == 0
         assert "2 nodes" in fedsea("status", "--once", *use).stdout
+
+
+def interrupted_at_the_prompt(use: list[str]) -> None:
+    """Ctrl-C on a terminal, while nobody types."""
+    ours, theirs = pty.openpty()
+    chat = subprocess.Popen(
+        [sys.executable, "-m", "fedsea_mq.cli", "chat", *use],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    while b"> " not in shown:
+        shown += os.read(ours, 4096)
+    chat.send_signal(signal.SIGINT)
+    try:
+        assert chat.wait(20) == 130
+    finally:
+        chat.kill()
+        os.close(ours)
+
+
+def test_a_model_that_cannot_chat_is_refused_at_the_start(tmp_path: Path, tiny_llama: Path) -> None:
+    with system_up(tmp_path, f"model.path={tiny_llama}") as config:
+        refused = fedsea("chat", "--config", str(config), stdin="hello\n", status=1)
+    assert "no tokenizer" in refused.stderr
+
+
+def test_json_lines_that_ask_wrongly_are_answered_by_their_id(tmp_path: Path) -> None:
+    with system_up(tmp_path) as config:
+        asked = [
+            '{"id": "a"}',
+            '{"id": "b", "prompt": "Once", "tokens": [1]}',
+            '{"id": "c", "prompt": 5}',
+            "garbage",
+            '{"id": "d", "tokens": [1, 2], "sampling": {"max_new_tokens": 2}}',
+        ]
+        done = subprocess.run(
+            [sys.executable, "-m", "nodes.client", "--config", str(config)],
+            input="\n".join(asked) + "\n",
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    said = {line.get("id"): line["message"] for line in lines if "error" in line}
+    assert set(said) == {"a", "b", "c", None}
+    assert "exactly one of prompt" in said["a"]
+    assert said["c"].startswith("prompt: ")
+    assert any(line.get("id") == "d" and "done" in line for line in lines)
 
 
 @pytest.fixture(scope="module")

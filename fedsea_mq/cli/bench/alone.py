@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import torch
 
-from fedsea_mq.cli.bench import engine_loop, machine, resend, unsplit
+from fedsea_mq.cli.bench import engine_loop, machine, relay_ends, resend, unsplit
 from fedsea_mq.cli.bench.model_b import CUT, HIDDEN
 from fedsea_mq.entry import announce, run_process, settings_from_arguments
 from fedsea_mq.model.parts import BlockRun
@@ -76,8 +76,28 @@ class _Tasks:
         )
         return {"token_s": seconds}
 
+    def proxy(self) -> None:
+        relay_ends.proxy(lambda front, back: announce(front=front, back=back))
 
-_NAMES: Final = ("limits", "step", "floors", "generate", "decode_token", "serve_resent", "resend")
+    def echo(self, endpoint: str) -> None:
+        relay_ends.echo(endpoint, announce)
+
+    def frames_per_s(self, endpoint: str, seconds: float) -> Found:
+        return {"per_s": relay_ends.frames_per_s(endpoint, seconds)}
+
+
+_NAMES: Final = (
+    "limits",
+    "step",
+    "floors",
+    "generate",
+    "decode_token",
+    "serve_resent",
+    "resend",
+    "proxy",
+    "echo",
+    "frames_per_s",
+)
 
 
 async def serve(settings: Settings) -> None:

@@ -7,6 +7,7 @@ from typing import Final
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from fedsea_mq.model.partition import Cut
 
@@ -29,6 +30,7 @@ def write_model(folder: Path) -> None:
     """Write the model with bf16 weights; a folder that has it already stays as it is."""
     if (folder / "config.json").exists():
         return
+    disable_progress_bar()
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**_CONFIG)).to(torch.bfloat16)
     # Without an end token every run has the length that it was given.

@@ -58,6 +58,12 @@ class Workbench:
             yield Alone(child)
 
     @asynccontextmanager
+    async def broker_alone(self) -> AsyncIterator[LocalSystem]:
+        """A broker without trunk nodes."""
+        async with LocalSystem(self.settings, trunks=0) as local:
+            yield local
+
+    @asynccontextmanager
     async def system(self, **trunk: Any) -> AsyncIterator[System]:
         """A broker and a trunk node as processes."""
         async with LocalSystem(self.settings.replace(trunk=trunk)) as local:
