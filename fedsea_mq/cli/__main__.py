@@ -360,7 +360,7 @@ def _print_scores(title: str, scored: list[Any]) -> None:
     print_table(
         title,
         [
-            "noise / RMS",
+            "noise/RMS",
             "sigma",
             "understanding",
             "conversation F1",
