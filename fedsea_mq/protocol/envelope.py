@@ -92,13 +92,14 @@ class Envelope:
         if len(fields) != 3:
             raise MalformedFrame(f"envelope of {len(fields) + 1} fields, expected 4")
         kind, session, seq = fields
-        if type(kind) is not int or kind not in _KINDS:
+        known = _KINDS.get(kind) if type(kind) is int else None
+        if known is None:
             raise MalformedFrame("envelope of an unknown kind")
         if not isinstance(session, bytes) or len(session) not in (0, SESSION_BYTES):
             raise MalformedFrame(f"session id is not {SESSION_BYTES} bytes")
         if type(seq) is not int or not 0 <= seq <= _MAX_SEQ:
             raise MalformedFrame("sequence number is not a non-negative 63-bit integer")
-        return cls(Kind(kind), session, seq)
+        return cls(known, session, seq)
 
 
-_KINDS: Final = frozenset(int(kind) for kind in Kind)
+_KINDS: Final = {int(kind): kind for kind in Kind}

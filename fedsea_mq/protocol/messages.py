@@ -7,7 +7,6 @@ in range or the frame is refused; nothing is coerced.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Annotated, Any, Final, TypeVar, get_args
 
 import msgpack
@@ -213,12 +212,19 @@ B = TypeVar("B", bound=Body)
 _READERS: Final[dict[Any, TypeAdapter[Any]]] = {body: TypeAdapter(body) for body in get_args(Body)}
 # The bodies that hold a list; no other has any use for more than `MAX_BODY_BYTES`.
 _LISTINGS: Final = frozenset({Register, StatusReport})
+# A list where none belongs: so short that its field can be named, so short that it costs nothing.
+_STRAY_LIST: Final = 8
 
 
 def encode_body(body: Body) -> bytes:
     """A body as a packed part."""
-    encoded: bytes = msgpack.packb(asdict(body))
+    encoded: bytes = msgpack.packb(body, default=_fields)
     return pack(encoded)
+
+
+def _fields(body: Any) -> dict[str, Any]:
+    """A body, or one inside it, as a map: what `asdict` gives, without copying what it holds."""
+    return {name: getattr(body, name) for name in type(body).__slots__}
 
 
 def decode_body(body: type[B], part: bytes) -> B:
@@ -229,7 +235,8 @@ def decode_body(body: type[B], part: bytes) -> B:
         MalformedFrame: not msgpack, or a field is missing, unknown, out of range or mistyped.
     """
     max_bytes = MAX_LISTING_BYTES if body in _LISTINGS else MAX_BODY_BYTES
-    fields = _unpack_map(unpack(part, max_bytes))
+    lists = MAX_SESSIONS_A_NODE if body in _LISTINGS else _STRAY_LIST
+    fields = _unpack_map(unpack(part, max_bytes), lists)
     try:
         read: B = _READERS[body].validate_python(fields)
     except ValidationError as error:
@@ -249,16 +256,17 @@ def _where(item: ErrorDetails) -> str:
     return ".".join(str(step) for step in known[:3]) or "a field"
 
 
-def _unpack_map(data: bytes) -> Mapping[str, Any]:
+def _unpack_map(data: bytes, max_array_len: int) -> Mapping[str, Any]:
     try:
-        # msgpack allocates an array as its header declares: first see that all of it is there.
-        contents = msgpack.Unpacker(max_buffer_size=len(data) or 1)
-        contents.feed(data)
-        contents.skip()
+        if max_array_len > _STRAY_LIST:
+            # msgpack allocates an array as its header declares: first see that all of it is there.
+            contents = msgpack.Unpacker(max_buffer_size=len(data) or 1)
+            contents.feed(data)
+            contents.skip()
         fields = msgpack.unpackb(
             data,
             strict_map_key=True,
-            max_array_len=MAX_SESSIONS_A_NODE,
+            max_array_len=max_array_len,
             max_map_len=64,
             max_ext_len=0,
         )

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
@@ -41,7 +42,8 @@ class Work(Generic[R]):
     """One session's positions to compute, in one step or, if they are many, in chunks.
 
     `inputs` builds the `[count, ...]` input; `finish` turns the forward pass's outputs, one a
-    chunk, into the result. Both run on the compute thread.
+    chunk, into the result. Both run on the compute thread. `settle` is called once on the event
+    loop, with the result or the exception.
     """
 
     owner: Owner
@@ -50,7 +52,7 @@ class Work(Generic[R]):
     inputs: Callable[[], torch.Tensor]
     finish: Callable[[Sequence[torch.Tensor]], R]
     deadline: float = math.inf
-    result: asyncio.Future[R] = field(default_factory=asyncio.Future)
+    settle: Callable[[R | Exception], None] | None = None
     _packed: torch.Tensor | None = None
     _outputs: list[torch.Tensor] = field(default_factory=list)
 
@@ -136,6 +138,23 @@ class Batcher:
             DeadlineExceeded: the work's deadline passed before its last step.
             Exception: whatever `inputs`, the forward pass or `finish` raised.
         """
+        result: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        work.settle = partial(_resolve, result)
+        self.submit(work)
+        try:
+            return await result
+        except asyncio.CancelledError:
+            with self._changed:
+                self._scheduler.discard(work)
+            raise
+
+    def submit(self, work: Work[R]) -> None:
+        """Queue `work`, which says itself what is done with its result.
+
+        Raises:
+            NotRunning: the batcher was not entered, or was left.
+            Busy: as much work waits as may.
+        """
         with self._changed:
             if self._loop is None or self._stopping:
                 raise NotRunning("the compute loop is not running")
@@ -146,12 +165,6 @@ class Batcher:
             # While a step is held back for others, only the last of them wakes the thread.
             if was_idle or not self._arrivals.any_on_the_way:
                 self._changed.notify()
-        try:
-            return await work.result
-        except asyncio.CancelledError:
-            with self._changed:
-                self._scheduler.discard(work)
-            raise
 
     def session_left(self, session: bytes) -> None:
         """Expect nothing more of a session; its work that waits fails with `NotRunning`."""
@@ -159,8 +172,8 @@ class Batcher:
             self._arrivals.left(session)
             waiting = self._scheduler.remove_session(session)
             self._changed.notify()
-        for work in waiting:
-            _settle(work, NotRunning("the session ended"))
+        gone = NotRunning("the session ended")
+        _settle_all([(work, gone) for work in waiting])
 
     # Below: the compute thread.
 
@@ -222,7 +235,7 @@ class Batcher:
     def _expire(self, now: float) -> None:
         late = DeadlineExceeded("the deadline passed before the work was done")
         for work in self._scheduler.expire(now):
-            self._tell(_settle, work, late)
+            self._tell(_settle_all, [(work, late)])
 
     def _hand_over(self, shares: Sequence[Share[Work[Any]]], outcomes: Sequence[Any]) -> None:
         done = [
@@ -289,17 +302,20 @@ def _take(share: Share[Work[Any]], output: torch.Tensor) -> Any:
 
 
 def _settle_all(done: Sequence[tuple[Work[Any], Any]]) -> None:
+    """Hand every outcome to whom it concerns; what one of them makes of it is its own affair."""
+    loop = asyncio.get_running_loop()
     for work, outcome in done:
-        _settle(work, outcome)
+        assert work.settle is not None
+        loop.call_soon(work.settle, outcome)
 
 
-def _settle(work: Work[Any], outcome: Any) -> None:
-    if work.result.done():
-        return
+def _resolve(result: asyncio.Future[R], outcome: R | Exception) -> None:
+    if result.done():
+        return  # whoever waited gave up
     if isinstance(outcome, Exception):
-        work.result.set_exception(outcome)
+        result.set_exception(outcome)
     else:
-        work.result.set_result(outcome)
+        result.set_result(outcome)
 
 
 def _attempt(call: Callable[..., Any], *arguments: Any) -> Any:

@@ -188,11 +188,12 @@ class LoopSocket:
         return True
 
     def _receive(self, socket: zmq.Socket[bytes]) -> list[Part]:
-        parts: list[Part] = [socket.recv(zmq.NOBLOCK, copy=self._copy)]
-        while socket.get(zmq.RCVMORE):
-            part = socket.recv(zmq.NOBLOCK, copy=self._copy)
+        frame = socket.recv(zmq.NOBLOCK, copy=False)
+        parts: list[Part] = [frame.bytes if self._copy else frame]
+        while frame.more:
+            frame = socket.recv(zmq.NOBLOCK, copy=False)
             if len(parts) < _MAX_PARTS:
-                parts.append(part)
+                parts.append(frame.bytes if self._copy else frame)
         return parts
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 
-from fedsea_mq.errors import Busy, FedSeaError, PeerUnreachable, RemoteError
+from fedsea_mq.errors import Busy, FedSeaError, NotRunning, PeerUnreachable, RemoteError
 from fedsea_mq.log import get_logger
 from fedsea_mq.protocol.envelope import NO_SESSION, Kind
 from fedsea_mq.protocol.frames import Frame, Parts, wire_bytes
@@ -35,10 +35,16 @@ class Patience:
     give_up_s: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Pending:
+    """A request that has no answer yet; times are the loop's."""
+
     session: bytes
-    reply: asyncio.Future[Frame] = field(default_factory=asyncio.Future)
+    parts: Parts
+    traffic: Traffic
+    give_up_at: float
+    resend_at: float
+    reply: asyncio.Future[Frame]
 
 
 class Requests:
@@ -49,6 +55,8 @@ class Requests:
         self._patience = patience
         self._numbers = count(1)
         self._pending: dict[int, _Pending] = {}
+        # One timer for all: a request is answered long before its own would be of any use.
+        self._timer: asyncio.TimerHandle | None = None
 
     async def ask(
         self,
@@ -83,27 +91,50 @@ class Requests:
                 await asyncio.sleep(busy.retry_after_s)
 
     async def _try(
-        self, number: int, session: bytes, parts: Parts, traffic: Traffic, give_up: float
+        self, number: int, session: bytes, parts: Parts, traffic: Traffic, give_up_at: float
     ) -> Frame:
         """Send until a frame comes back; a refusal is raised."""
-        pending = self._pending[number] = _Pending(session)
         loop = asyncio.get_running_loop()
+        resend_at = min(give_up_at, loop.time() + self._patience.resend_s)
+        pending = _Pending(session, parts, traffic, give_up_at, resend_at, loop.create_future())
+        self._pending[number] = pending
         try:
-            while (left := give_up - loop.time()) > 0:
-                self._send(parts)
-                traffic.bytes_up += wire_bytes(parts)
-                wait_s = min(left, self._patience.resend_s)
-                done, _ = await asyncio.wait([pending.reply], timeout=wait_s)
-                if not done:
-                    _log.warning("no answer yet; sending again", waited_s=round(wait_s, 1))
-                else:
-                    reply = pending.reply.result()
-                    traffic.bytes_down += wire_bytes(reply.parts())
-                    traffic.round_trips += 1
-                    return reply
-            raise PeerUnreachable(f"no answer within {self._patience.give_up_s:g} s")
+            self._transmit(pending)
+            if self._timer is None:
+                self._timer = loop.call_at(resend_at, self._send_again)
+            reply = await pending.reply
         finally:
             del self._pending[number]
+        traffic.bytes_down += wire_bytes(reply.parts())
+        traffic.round_trips += 1
+        return reply
+
+    def _transmit(self, pending: _Pending) -> None:
+        self._send(pending.parts)
+        pending.traffic.bytes_up += wire_bytes(pending.parts)
+
+    def _send_again(self) -> None:
+        """Send again, or give up, what has waited long enough; come back for the rest."""
+        loop = asyncio.get_running_loop()
+        now, self._timer = loop.time(), None
+        for pending in list(self._pending.values()):
+            if pending.resend_at <= now and not pending.reply.done():
+                self._insist(pending, now)
+        if self._pending:
+            earliest = min(pending.resend_at for pending in self._pending.values())
+            self._timer = loop.call_at(max(earliest, now), self._send_again)
+
+    def _insist(self, pending: _Pending, now: float) -> None:
+        if pending.give_up_at <= now:
+            waited_s = self._patience.give_up_s
+            pending.reply.set_exception(PeerUnreachable(f"no answer within {waited_s:g} s"))
+            return
+        _log.warning("no answer yet; sending again", waited_s=round(self._patience.resend_s, 1))
+        pending.resend_at = min(pending.give_up_at, now + self._patience.resend_s)
+        try:
+            self._transmit(pending)
+        except NotRunning as error:
+            pending.reply.set_exception(error)
 
     def receive(self, frame: Frame) -> None:
         """Give a frame to whoever waits for it; one that nobody waits for is an old duplicate."""

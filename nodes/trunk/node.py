@@ -179,26 +179,31 @@ class TrunkNode:
                 case Reply(reply):
                     self._running.link.send(reply)
                 case Compute():
-                    self._running.background.start(self._compute(action), "fedsea step")
+                    self._compute(action)
                 case Release(session):
                     self._caches.pop(session, None)
                     self._running.batcher.session_left(session)
                     if not len(self._running.sessions):
                         self._empty.set()
 
-    async def _compute(self, work: Compute) -> None:
-        parts = self._running
-        if not parts.sessions.holds(work):
-            return  # closed before the step was queued: a cache made now would outlive its session
+    def _compute(self, work: Compute) -> None:
+        step = self._step(work)
+        step.settle = partial(self._computed, work)
         try:
-            payload = await parts.batcher.run(self._step(work))
-        except NotRunning:
+            self._running.batcher.submit(step)
+        except FedSeaError as error:
+            self._computed(work, error)
+
+    def _computed(self, work: Compute, outcome: list[bytes] | Exception) -> None:
+        parts = self._running
+        if isinstance(outcome, NotRunning):
             return
-        except Exception as error:  # noqa: BLE001 - one session's fault; the class says enough
-            _log.error("step failed", node=self.name, error=type(error).__name__)
-            self._act(parts.sessions.failed(work, f"compute failed: {type(error).__name__}"))
-            return
-        self._act(parts.sessions.computed(work, payload))
+        if isinstance(outcome, Exception):
+            reason = type(outcome).__name__  # one session's fault; the class says enough
+            _log.error("step failed", node=self.name, error=reason)
+            self._act(parts.sessions.failed(work, f"compute failed: {reason}"))
+        else:
+            self._act(parts.sessions.computed(work, outcome))
 
     def _step(self, work: Compute) -> Work[list[bytes]]:
         run, body = self._running.run, work.body
