@@ -23,8 +23,9 @@ Context = zmq.Context[zmq.Socket[bytes]]
 OnMessage = Callable[[list[Part]], None]
 Split = Callable[[list[Part]], Sequence[list[Part]]]
 
-# Messages taken off the wire or handled before other tasks of the loop get their turn.
-_BURST: Final = 128
+# Messages taken off the wire or handled before other tasks of the loop, among them what sends the
+# answers, get their turn.
+_BURST: Final = 24
 # A ROUTER puts the peer's identity before the frame; one part more is read to see that it is there.
 _MAX_PARTS: Final = MAX_PARTS + 2
 _ZMTP_HEARTBEAT_MS: Final = 2000

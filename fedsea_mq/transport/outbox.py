@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Final
 
-from fedsea_mq.protocol.bundle import MAX_BUNDLED, bundled, grouped
+from fedsea_mq.protocol.bundle import bundled, grouped
 from fedsea_mq.protocol.frames import Parts
+
+# Messages to one peer that go without waiting for more: it can work on them meanwhile.
+ENOUGH: Final = 16
 
 
 class Outbox:
@@ -25,8 +29,7 @@ class Outbox:
             asyncio.get_running_loop().call_soon(self.flush)
         held = self._held.setdefault(peer, [])
         held.append(parts)
-        if len(held) == MAX_BUNDLED:
-            # What fills a bundle goes now: one look's answers to one peer never pile up.
+        if len(held) == ENOUGH:
             del self._held[peer]
             self._send(peer, held)
 

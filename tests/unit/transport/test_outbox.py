@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from fedsea_mq.protocol.bundle import MAX_BUNDLED, is_bundle, unbundled
+from fedsea_mq.protocol.bundle import is_bundle, unbundled
 from fedsea_mq.protocol.frames import Parts
-from fedsea_mq.transport.outbox import Outbox
+from fedsea_mq.transport.outbox import ENOUGH, Outbox
 
 
 class Wire:
@@ -70,13 +70,13 @@ async def test_what_is_put_while_flushing_goes_with_the_next_breath() -> None:
     assert wire.sent == [(b"", message("a")), (b"", message("again"))]
 
 
-async def test_what_fills_a_bundle_goes_at_once_and_in_order() -> None:
+async def test_what_is_enough_for_a_message_goes_at_once_and_in_order() -> None:
     wire = Wire()
     outbox = Outbox(wire.transmit)
-    messages = [message(str(number)) for number in range(MAX_BUNDLED + 5)]
+    messages = [message(str(number)) for number in range(ENOUGH + 5)]
     for one in messages:
         outbox.put(b"", one)
-    assert wire.runs == [MAX_BUNDLED]
+    assert wire.runs == [ENOUGH]
     await asyncio.sleep(0)
-    assert wire.runs == [MAX_BUNDLED, 5]
+    assert wire.runs == [ENOUGH, 5]
     assert [one for _, parts in wire.sent for one in unbundled(parts)] == messages
