@@ -39,9 +39,9 @@ Part = Any  # bytes, or a zero-copy frame of the socket library: only envelopes 
 # A report is made anew when it is older than this.
 _REPORT_S: Final = 0.05
 _NO_ENVELOPE: Final = Envelope(Kind.ERROR)
-_TO_SESSION: Final = frozenset({Kind.EXTEND, Kind.ROLLBACK, Kind.RENEW, Kind.CLOSE})
+_TO_SESSION: Final = frozenset({Kind.EXTEND, Kind.RENEW, Kind.CLOSE})
 _FROM_SESSION: Final = frozenset(
-    {Kind.ACCEPT, Kind.BUSY, Kind.RESULT, Kind.ROLLED_BACK, Kind.RENEWED, Kind.CLOSE, Kind.ERROR}
+    {Kind.ACCEPT, Kind.BUSY, Kind.RESULT, Kind.RENEWED, Kind.CLOSE, Kind.ERROR}
 )
 _REFUSALS: Final = frozenset({Kind.BUSY, Kind.ERROR})
 

@@ -31,8 +31,6 @@ class Kind(IntEnum):
     BUSY = 3
     EXTEND = 4
     RESULT = 5
-    ROLLBACK = 6
-    ROLLED_BACK = 7
     RENEW = 8
     RENEWED = 9
     CLOSE = 10

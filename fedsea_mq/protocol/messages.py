@@ -96,12 +96,14 @@ class Extend:
     """Make `cached` reach `cached + count` from the states in the payload.
 
     Prefill, a chunk of it, a decode step and a replay are all this message. The trunk's outputs of
-    the last `returned` positions come back.
+    the last `returned` positions come back. If it `rewinds`, positions from `cached` on that are
+    there already are forgotten first: drafts that were wrong, or an answer that is given anew.
     """
 
     cached: Positions
     count: Annotated[int, Field(strict=True, ge=1, le=MAX_POSITIONS)]
     returned: Positions
+    rewinds: Annotated[bool, Field(strict=True)] = False
 
 
 @dataclass(frozen=True, slots=True, config=_BODY)
@@ -110,13 +112,6 @@ class Result:
 
     cached: Positions
     returned: Positions
-
-
-@dataclass(frozen=True, slots=True, config=_BODY)
-class Rollback:
-    """Forget every position from `cached` on; also its acknowledgement."""
-
-    cached: Positions
 
 
 @dataclass(frozen=True, slots=True, config=_BODY)
@@ -198,7 +193,6 @@ Body = (
     | BusyNotice
     | Extend
     | Result
-    | Rollback
     | Nothing
     | ErrorNotice
     | Load

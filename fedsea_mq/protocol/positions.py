@@ -1,6 +1,6 @@
 """The one rule of progress: a session has `cached` positions, and frames that make them grow.
 
-Prefill, chunk, decode step, replay and rollback are all "make cached reach this number from these
+Prefill, chunk, decode step, replay and rewinding are all "make cached reach this number from these
 states". A frame says how many positions must already be cached:
 
 | frame starts at | same bytes as last time | verdict |
@@ -8,8 +8,11 @@ states". A frame says how many positions must already be cached:
 | `cached` | - | APPLY |
 | before, and is the frame in flight | yes | IN_FLIGHT: its reply is on the way |
 | before, and is the last frame applied | yes | REPLAY the reply that was sent |
+| before, and rewinds | - | forget what is beyond, APPLY |
 | before, anything else | no | `PositionConflict` |
 | after `cached` | - | `PositionGap` |
+
+Nothing older than the newest frame that was let in is ever computed.
 
 So duplicates, reorderings and retries are harmless, and no position is computed twice.
 """
@@ -58,14 +61,16 @@ class TrunkPositions:
     reply: list[bytes] = field(default_factory=list)
     _in_flight: _Mark | None = None
     _applied: _Mark | None = None
+    # The number of the newest frame that was let in; a session's frames are numbered upwards.
+    _newest: int = -1
 
     @property
     def in_flight(self) -> bool:
         """Whether a frame of this session is being computed."""
         return self._in_flight is not None
 
-    def receive(self, body: Extend, payload: Sequence[bytes]) -> Verdict:
-        """Judge an extend frame.
+    def receive(self, body: Extend, payload: Sequence[bytes], number: int) -> Verdict:
+        """Judge an extend frame, by its sequence number.
 
         Raises:
             LimitExceeded: more positions than a frame or the session may hold.
@@ -83,11 +88,16 @@ class TrunkPositions:
         if body.cached < self.cached:
             if mark == self._applied:
                 return Verdict.REPLAY
-            raise PositionConflict(
-                f"frame re-sends positions from {body.cached} with other content, "
-                f"cached are {self.cached}"
-            )
-        self._in_flight = mark
+            if not body.rewinds:
+                raise PositionConflict(
+                    f"frame re-sends positions from {body.cached} with other content, "
+                    f"cached are {self.cached}"
+                )
+        if number < self._newest:
+            raise PositionConflict("a newer frame of this session was here already")
+        if body.cached < self.cached:
+            self.cached, self._applied, self.reply = body.cached, None, []
+        self._in_flight, self._newest = mark, number
         return Verdict.APPLY
 
     def _check_limits(self, body: Extend) -> None:
@@ -112,20 +122,6 @@ class TrunkPositions:
     def failed(self) -> None:
         """The frame in flight was not computed; it may be sent again."""
         self._in_flight = None
-
-    def roll_back(self, cached: int) -> None:
-        """Forget every position from `cached` on.
-
-        Raises:
-            PositionGap: there are fewer positions than that.
-            PositionConflict: a frame is in flight.
-        """
-        if self._in_flight is not None:
-            raise PositionConflict("cannot roll back while a frame is in flight")
-        if cached > self.cached:
-            raise PositionGap(f"roll back to {cached}, cached are {self.cached}")
-        if cached < self.cached:
-            self.cached, self._applied, self.reply = cached, None, []
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from fedsea_mq.errors import (
 )
 from fedsea_mq.protocol.envelope import Envelope, Kind
 from fedsea_mq.protocol.frames import Frame, Parts
-from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Open, Result, Rollback
+from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Open, Result
 from fedsea_mq.protocol.payload import PayloadSpec
 from fedsea_mq.protocol.positions import TrunkPositions, Verdict
 from fedsea_mq.serving.scheduler import Owner, Urgency
@@ -112,8 +112,6 @@ class TrunkSessions:
                 return self._open(frame, now)
             case Kind.EXTEND:
                 return self._extend(frame, now)
-            case Kind.ROLLBACK:
-                return self._roll_back(frame, now)
             case Kind.RENEW:
                 self._find(frame.envelope, now)
                 return [self._reply(frame.envelope, Kind.RENEWED, Nothing())]
@@ -166,7 +164,7 @@ class TrunkSessions:
         session = self._find(frame.envelope, now)
         body = frame.body(Extend)
         session.spec.check(frame.payload, body.count)
-        match session.positions.receive(body, frame.payload):
+        match session.positions.receive(body, frame.payload, frame.envelope.seq):
             case Verdict.APPLY:
                 return [
                     Compute(
@@ -210,12 +208,6 @@ class TrunkSessions:
         session = self._sessions.get(work.envelope.session)
         return session is not None and session.positions is work.positions
 
-    def _roll_back(self, frame: Frame, now: float) -> list[Action]:
-        session = self._find(frame.envelope, now)
-        body = frame.body(Rollback)
-        session.positions.roll_back(body.cached)
-        return [self._reply(frame.envelope, Kind.ROLLED_BACK, body)]
-
     def _close(self, session_id: bytes) -> list[Action]:
         session = self._sessions.pop(session_id, None)
         if session is None:
@@ -244,7 +236,7 @@ class TrunkSessions:
         return session
 
     @staticmethod
-    def _reply(envelope: Envelope, kind: Kind, body: Accept | Nothing | Rollback) -> Reply:
+    def _reply(envelope: Envelope, kind: Kind, body: Accept | Nothing) -> Reply:
         frame = Frame.build(kind, body, session=envelope.session, seq=envelope.seq)
         return Reply(frame.parts())
 

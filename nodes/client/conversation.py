@@ -96,5 +96,5 @@ class Conversation:
             self._session = await self._stack.enter_async_context(session)
         # At least the last token is advanced over: its logits are wanted.
         common = self._session.known(prompt[:-1])
-        await self._session.roll_back(common)
+        self._session.roll_back(common)
         return self._session

@@ -6,7 +6,6 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Final, Self, TypeVar
 
 import torch
@@ -24,7 +23,7 @@ from fedsea_mq.model.attention import Span
 from fedsea_mq.model.wire_states import decode_states, encode_states
 from fedsea_mq.protocol.envelope import SESSION_BYTES, Kind
 from fedsea_mq.protocol.frames import Frame
-from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Open, Result, Rollback
+from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Open, Result
 from fedsea_mq.protocol.positions import SentLog
 from fedsea_mq.serving.background import Background
 from fedsea_mq.serving.batcher import Work, joined
@@ -64,6 +63,8 @@ class ClientSession:
         # To the client's own batcher every session is as good as another.
         self._owner = Owner(client=b"", session=secrets.token_bytes(SESSION_BYTES))
         self._closed = False
+        # Whether the trunk may hold positions beyond `cached`.
+        self._rewinds = False
         self.cached = 0
         self.recoveries = 0
         self.traffic = Traffic()
@@ -184,7 +185,7 @@ class ClientSession:
     ) -> list[bytes]:
         reply = await self._requests.ask(
             Kind.EXTEND,
-            Extend(cached=cached, count=count, returned=returned),
+            Extend(cached=cached, count=count, returned=returned, rewinds=self._rewinds),
             session=self._id,
             payload=payload,
             traffic=self.traffic,
@@ -198,12 +199,14 @@ class ClientSession:
                 f"expected {returned} up to {cached + count}"
             )
         self._loaded.spec.check(reply.payload, returned)
+        self._rewinds = False
         return list(reply.payload)
 
     async def _recover(self) -> None:
         """Take the session to a node that is alive, by replaying the bytes already sent."""
         self.recoveries += 1
         await self._open()
+        self._rewinds = False
         done = 0
         while done < self.cached:
             count = min(self._terms.max_frame_positions, self.cached - done)
@@ -231,15 +234,10 @@ class ClientSession:
         )
         return await self._engine.batcher.run(work)
 
-    async def roll_back(self, cached: int) -> None:
-        """Forget every position from `cached` on, on all three parts."""
-        if cached >= self.cached:
-            return
-        ask = partial(self._requests.ask, traffic=self.traffic)
-        # A node that lost the session is replayed only what is kept.
-        with suppress(SessionLost, SessionUnknown):
-            await ask(Kind.ROLLBACK, Rollback(cached=cached), session=self._id)
-        self.cached = cached
+    def roll_back(self, cached: int) -> None:
+        """Forget every position from `cached` on; the trunk does so with the next advance."""
+        if cached < self.cached:
+            self.cached, self._rewinds = cached, True
 
     async def _renew(self) -> None:
         """Keep the lease of a session that nobody advances for a while."""

@@ -15,7 +15,7 @@ from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.protocol.bundle import bundled, is_bundle, unbundled
 from fedsea_mq.protocol.envelope import Envelope, Kind
 from fedsea_mq.protocol.frames import Frame
-from fedsea_mq.protocol.messages import Extend, Load, Nothing, Open, Register, Rollback
+from fedsea_mq.protocol.messages import Extend, Load, Nothing, Open, Register
 from fedsea_mq.protocol.payload import WireDtype
 from tests.integration.systems import System, running, until
 
@@ -31,7 +31,7 @@ def seeds(system: System) -> list[list[bytes]]:
     bodies: list[tuple[Kind, Any, list[bytes]]] = [
         (Kind.OPEN, Open(fingerprint, 64, WireDtype.FP32), []),
         (Kind.EXTEND, Extend(0, 2, 1), [bytes(2 * 64 * 4)]),
-        (Kind.ROLLBACK, Rollback(0), []),
+        (Kind.EXTEND, Extend(0, 1, 1, rewinds=True), [bytes(64 * 4)]),
         (Kind.RENEW, Nothing(), []),
         (Kind.STATUS, Nothing(), []),
         (Kind.HEARTBEAT, load, []),

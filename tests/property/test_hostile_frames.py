@@ -21,7 +21,7 @@ from fedsea_mq.protocol import messages as m
 from fedsea_mq.protocol.compression import pack
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame, Parts
-from fedsea_mq.protocol.messages import Extend, Nothing, Open, Rollback
+from fedsea_mq.protocol.messages import Extend, Nothing, Open
 from fedsea_mq.protocol.payload import WireDtype
 from fedsea_mq.serving.trunk_sessions import Compute, Reply
 from tests.property.mutations import mutated
@@ -52,7 +52,7 @@ def working_frames() -> list[Parts]:
         (Kind.OPEN, Open(fingerprint=broker.LLAMA, max_positions=5, dtype=WireDtype.INT8), 0),
         (Kind.EXTEND, Extend(cached=0, count=4, returned=1), 4),
         (Kind.EXTEND, Extend(cached=4, count=1, returned=1), 1),
-        (Kind.ROLLBACK, Rollback(cached=0), 0),
+        (Kind.EXTEND, Extend(cached=0, count=1, returned=1, rewinds=True), 1),
         (Kind.RENEW, Nothing(), 0),
         (Kind.RESULT, m.Result(cached=1, returned=0), 0),
         (Kind.REGISTER, broker.offer("node-a", sessions=SESSIONS[:-1]), 0),

@@ -89,7 +89,7 @@ def test_given_an_unknown_field_inside_a_nested_body_then_the_whole_is_refused()
 
 @pytest.mark.parametrize("content", [None, 1, "map", b"map", [], [["cached", 5]], {1: 2}])
 def test_given_anything_but_a_map_of_names_then_the_body_is_malformed(content: Any) -> None:
-    refusal(m.Rollback, content)
+    refusal(m.ErrorNotice, content)
 
 
 @pytest.mark.parametrize("data", [b"", b"\xc1", b"\x81", b"\x81\xa1a", b"\x80\x80", b"\xd9\xff"])
@@ -99,9 +99,10 @@ def test_given_bytes_that_are_not_msgpack_then_the_body_is_malformed(data: bytes
 
 
 def test_nothing_is_coerced() -> None:
-    assert decode_body(m.Rollback, pack(msgpack.packb({"cached": 5}))) == m.Rollback(cached=5)
+    right = {"cached": 5, "returned": 1}
+    assert decode_body(m.Result, pack(msgpack.packb(right))) == m.Result(cached=5, returned=1)
     for almost in (5.0, "5", True, b"5"):
-        refusal(m.Rollback, {"cached": almost})
+        refusal(m.Result, {**right, "cached": almost})
 
 
 def test_lists_may_be_as_long_as_their_bound_and_no_longer() -> None:

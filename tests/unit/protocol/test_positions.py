@@ -12,15 +12,15 @@ STATES, OTHER = [b"states"], [b"others"]
 REPLY = [b"envelope", b"body", b"outputs"]
 
 
-def extend(cached: int, count: int, returned: int = 0) -> Extend:
-    return Extend(cached=cached, count=count, returned=returned)
+def extend(cached: int, count: int, returned: int = 0, *, rewinds: bool = False) -> Extend:
+    return Extend(cached=cached, count=count, returned=returned, rewinds=rewinds)
 
 
 @pytest.fixture
 def positions() -> TrunkPositions:
     """A session with 4 of 10 positions cached, by the frame `extend(0, 4)` of `STATES`."""
     held = TrunkPositions(max_positions=10, max_frame_positions=6)
-    assert held.receive(extend(0, 4), STATES) is Verdict.APPLY
+    assert held.receive(extend(0, 4), STATES, 1) is Verdict.APPLY
     held.applied(REPLY)
     return held
 
@@ -29,7 +29,7 @@ class TestTrunkPositions:
     def test_given_a_frame_that_starts_at_cached_then_it_is_applied(
         self, positions: TrunkPositions
     ) -> None:
-        assert positions.receive(extend(4, 2), STATES) is Verdict.APPLY
+        assert positions.receive(extend(4, 2), STATES, 1) is Verdict.APPLY
         assert positions.cached == 4
         positions.applied(REPLY)
         assert positions.cached == 6
@@ -38,8 +38,8 @@ class TestTrunkPositions:
     def test_given_the_frame_in_flight_again_then_nothing_is_computed_twice(
         self, positions: TrunkPositions
     ) -> None:
-        positions.receive(extend(4, 2), STATES)
-        assert positions.receive(extend(4, 2), STATES) is Verdict.IN_FLIGHT
+        positions.receive(extend(4, 2), STATES, 1)
+        assert positions.receive(extend(4, 2), STATES, 1) is Verdict.IN_FLIGHT
         assert positions.in_flight
 
     @pytest.mark.parametrize(
@@ -49,9 +49,9 @@ class TestTrunkPositions:
     def test_given_another_frame_while_one_is_in_flight_then_it_conflicts(
         self, positions: TrunkPositions, body: Extend, payload: list[bytes]
     ) -> None:
-        positions.receive(extend(4, 2), STATES)
+        positions.receive(extend(4, 2), STATES, 1)
         with pytest.raises(PositionConflict, match="in flight"):
-            positions.receive(body, payload)
+            positions.receive(body, payload, 1)
         positions.applied(REPLY)
         assert positions.cached == 6
 
@@ -59,7 +59,7 @@ class TestTrunkPositions:
         self, positions: TrunkPositions
     ) -> None:
         for _ in range(3):
-            assert positions.receive(extend(0, 4), STATES) is Verdict.REPLAY
+            assert positions.receive(extend(0, 4), STATES, 1) is Verdict.REPLAY
             assert positions.reply == REPLY
             assert positions.cached == 4
 
@@ -78,75 +78,90 @@ class TestTrunkPositions:
         self, positions: TrunkPositions, body: Extend, payload: list[bytes]
     ) -> None:
         with pytest.raises(PositionConflict, match="cached are 4"):
-            positions.receive(body, payload)
+            positions.receive(body, payload, 1)
         assert positions.cached == 4
         assert not positions.in_flight
 
     def test_given_a_frame_of_before_the_last_one_then_it_conflicts(
         self, positions: TrunkPositions
     ) -> None:
-        positions.receive(extend(4, 1), OTHER)
+        positions.receive(extend(4, 1), OTHER, 1)
         positions.applied(REPLY)
         with pytest.raises(PositionConflict):
-            positions.receive(extend(0, 4), STATES)
+            positions.receive(extend(0, 4), STATES, 1)
 
     def test_given_a_frame_beyond_cached_then_the_gap_is_named(
         self, positions: TrunkPositions
     ) -> None:
         with pytest.raises(PositionGap, match="position 5, cached are 4"):
-            positions.receive(extend(5, 1), STATES)
+            positions.receive(extend(5, 1), STATES, 1)
 
     def test_given_a_step_that_failed_then_the_same_frame_may_come_again(
         self, positions: TrunkPositions
     ) -> None:
-        positions.receive(extend(4, 2), STATES)
+        positions.receive(extend(4, 2), STATES, 1)
         positions.failed()
         assert positions.cached == 4
-        assert positions.receive(extend(4, 2), STATES) is Verdict.APPLY
+        assert positions.receive(extend(4, 2), STATES, 1) is Verdict.APPLY
 
     @pytest.mark.parametrize("body", [extend(4, 7), extend(8, 3), extend(4, 2, returned=3)])
     def test_given_more_than_was_agreed_then_the_limit_is_named(
         self, positions: TrunkPositions, body: Extend
     ) -> None:
         with pytest.raises(LimitExceeded):
-            positions.receive(body, STATES)
+            positions.receive(body, STATES, 1)
         assert not positions.in_flight
 
     def test_a_session_can_be_filled_to_its_last_position(self, positions: TrunkPositions) -> None:
-        assert positions.receive(extend(4, 6, returned=6), STATES) is Verdict.APPLY
+        assert positions.receive(extend(4, 6, returned=6), STATES, 1) is Verdict.APPLY
         positions.applied(REPLY)
         with pytest.raises(LimitExceeded):
-            positions.receive(extend(10, 1), STATES)
+            positions.receive(extend(10, 1), STATES, 1)
 
-    def test_after_a_rollback_other_states_may_take_the_place(
+    def test_given_a_frame_that_rewinds_then_other_states_take_the_place(
         self, positions: TrunkPositions
     ) -> None:
-        positions.roll_back(2)
-        assert positions.cached == 2
+        assert positions.receive(extend(2, 1, rewinds=True), OTHER, 2) is Verdict.APPLY
+        assert (positions.cached, positions.reply) == (2, [])
+        positions.applied(REPLY)
+        assert positions.cached == 3
         with pytest.raises(PositionConflict):
-            positions.receive(extend(0, 4), STATES)
-        assert positions.receive(extend(2, 2), OTHER) is Verdict.APPLY
+            positions.receive(extend(0, 4), STATES, 1)
 
-    def test_a_rollback_to_where_it_stands_keeps_the_reply(self, positions: TrunkPositions) -> None:
-        positions.roll_back(4)
-        assert positions.receive(extend(0, 4), STATES) is Verdict.REPLAY
-
-    def test_a_rollback_forgets_the_reply_it_cut(self, positions: TrunkPositions) -> None:
-        positions.roll_back(3)
-        assert positions.reply == []
-
-    def test_given_a_rollback_beyond_cached_then_the_gap_is_named(
+    def test_given_a_frame_that_rewinds_again_then_its_reply_is_replayed(
         self, positions: TrunkPositions
     ) -> None:
-        with pytest.raises(PositionGap, match="roll back to 5, cached are 4"):
-            positions.roll_back(5)
+        positions.receive(extend(2, 1, rewinds=True), OTHER, 2)
+        positions.applied(REPLY)
+        assert positions.receive(extend(2, 1, rewinds=True), OTHER, 2) is Verdict.REPLAY
+        assert positions.cached == 3
 
-    def test_given_a_rollback_while_a_frame_is_in_flight_then_it_conflicts(
+    def test_given_nothing_to_forget_then_a_frame_that_rewinds_is_like_any_other(
         self, positions: TrunkPositions
     ) -> None:
-        positions.receive(extend(4, 2), STATES)
-        with pytest.raises(PositionConflict):
-            positions.roll_back(2)
+        assert positions.receive(extend(4, 1, rewinds=True), OTHER, 2) is Verdict.APPLY
+        with pytest.raises(PositionGap):
+            TrunkPositions(10, 6).receive(extend(1, 1, rewinds=True), OTHER, 1)
+
+    def test_given_a_late_copy_then_it_is_not_computed_even_where_it_would_fit(
+        self, positions: TrunkPositions
+    ) -> None:
+        positions.receive(extend(4, 1), OTHER, 2)
+        positions.applied(REPLY)
+        positions.receive(extend(3, 1, rewinds=True), OTHER, 3)
+        positions.applied(REPLY)
+        assert positions.cached == 4
+        for late in (extend(4, 1), extend(2, 1, rewinds=True)):
+            with pytest.raises(PositionConflict, match="newer"):
+                positions.receive(late, OTHER, 2)
+        assert positions.cached == 4
+
+    def test_given_a_step_that_failed_after_rewinding_then_it_may_come_again(
+        self, positions: TrunkPositions
+    ) -> None:
+        positions.receive(extend(2, 1, rewinds=True), OTHER, 2)
+        positions.failed()
+        assert positions.receive(extend(2, 1, rewinds=True), OTHER, 2) is Verdict.APPLY
 
 
 def fresh(mark: bytes, count: int) -> list[bytes]:

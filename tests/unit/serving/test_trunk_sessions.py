@@ -22,7 +22,7 @@ from fedsea_mq.errors import (
 )
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame
-from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Result, Rollback
+from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Result
 from fedsea_mq.protocol.payload import WireDtype
 from fedsea_mq.serving.scheduler import Owner, Urgency
 from fedsea_mq.serving.trunk_sessions import Compute, Release, Reply
@@ -145,7 +145,7 @@ class TestProgress:
         trunk.open(ANNA)
         work = trunk.begin(ANNA, 0, 4)
         refused(trunk.one(trunk.extend(ANNA, 4, 1)), PositionConflict)
-        refused(trunk.roll_back(ANNA, 0), PositionConflict)
+        refused(trunk.one(trunk.extend(ANNA, 0, 1, rewinds=True)), PositionConflict)
         assert trunk.one(trunk.sessions.computed(work, states(1))).body(Result).cached == 4
 
     def test_given_a_gap_then_it_is_named(self, trunk: Trunk) -> None:
@@ -168,14 +168,15 @@ class TestProgress:
         refused(trunk.one(trunk.ask(Kind.EXTEND, body, ANNA, payload)), MalformedFrame)
         assert trunk.step(ANNA, 0, 4).body(Result).cached == 4
 
-    def test_after_a_rollback_the_session_goes_on_from_there(self, trunk: Trunk) -> None:
+    def test_given_a_frame_that_rewinds_then_the_session_goes_on_from_there(
+        self, trunk: Trunk
+    ) -> None:
         trunk.open(ANNA)
         trunk.step(ANNA, 0, 6)
-        reply = trunk.roll_back(ANNA, 2)
-        assert reply.envelope.kind is Kind.ROLLED_BACK
-        assert reply.body(Rollback) == Rollback(cached=2)
-        assert trunk.step(ANNA, 2, 1, mark=9).body(Result).cached == 3
-        refused(trunk.roll_back(ANNA, 4), PositionGap)
+        (work,) = trunk.extend(ANNA, 2, 1, mark=9, rewinds=True)
+        assert isinstance(work, Compute)
+        assert trunk.one(trunk.sessions.computed(work, states(1))).body(Result).cached == 3
+        refused(trunk.one(trunk.extend(ANNA, 4, 1, rewinds=True)), PositionGap)
 
     def test_given_a_step_that_failed_then_the_client_is_told_and_may_send_it_again(
         self, trunk: Trunk
@@ -198,20 +199,17 @@ class TestSessionsStayApart:
         trunk.close(BERT)
         assert trunk.step(ANNA, 4, 1).body(Result).cached == 5
 
-    @pytest.mark.parametrize("kind", [Kind.EXTEND, Kind.ROLLBACK, Kind.RENEW])
+    @pytest.mark.parametrize("kind", [Kind.EXTEND, Kind.RENEW])
     def test_given_a_session_that_is_not_held_then_it_is_unknown(
         self, trunk: Trunk, kind: Kind
     ) -> None:
         trunk.open(ANNA)
-        bodies = {
-            Kind.EXTEND: Extend(cached=0, count=1, returned=1),
-            Kind.ROLLBACK: Rollback(cached=0),
-        }
-        actions = trunk.ask(kind, bodies.get(kind, Nothing()), BERT, states(1))
+        body = Extend(cached=0, count=1, returned=1) if kind is Kind.EXTEND else Nothing()
+        actions = trunk.ask(kind, body, BERT, states(1))
         refused(trunk.one(actions), SessionUnknown)
 
     @pytest.mark.parametrize(
-        "kind", sorted(set(Kind) - {Kind.OPEN, Kind.EXTEND, Kind.ROLLBACK, Kind.RENEW, Kind.CLOSE})
+        "kind", sorted(set(Kind) - {Kind.OPEN, Kind.EXTEND, Kind.RENEW, Kind.CLOSE})
     )
     def test_given_a_frame_that_no_client_may_send_then_it_is_malformed(
         self, trunk: Trunk, kind: Kind
@@ -263,7 +261,7 @@ class TestTheEnd:
         assert trunk.sessions.kv_free == 100
         assert trunk.sessions.next_expiry() == math.inf
 
-    @pytest.mark.parametrize("how", ["renew", "extend", "roll back"])
+    @pytest.mark.parametrize("how", ["renew", "extend"])
     def test_any_frame_of_its_client_keeps_a_session_alive(self, trunk: Trunk, how: str) -> None:
         trunk.open(ANNA)
         trunk.open(BERT)
@@ -271,10 +269,8 @@ class TestTheEnd:
         match how:
             case "renew":
                 assert trunk.renew(ANNA).envelope.kind is Kind.RENEWED
-            case "extend":
-                trunk.step(ANNA, 0, 1)
             case _:
-                trunk.roll_back(ANNA, 0)
+                trunk.step(ANNA, 0, 1)
         assert trunk.sessions.expire(10.0)[0] == Release(BERT)
         assert trunk.sessions.ids == [ANNA]
         assert trunk.sessions.next_expiry() == 19.0

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame
-from fedsea_mq.protocol.messages import Extend, Nothing, Open, Rollback
+from fedsea_mq.protocol.messages import Extend, Nothing, Open
 from fedsea_mq.protocol.payload import PayloadSpec, WireDtype
 from fedsea_mq.serving.trunk_sessions import Action, Compute, Reply, TrunkSessions, TrunkTerms
 
@@ -53,9 +53,15 @@ class Trunk:
         return self.one(self.ask(Kind.OPEN, Open(max_positions=positions, **asked), session))
 
     def extend(
-        self, session: bytes, cached: int, count: int, mark: int = 0, returned: int = 1
+        self,
+        session: bytes,
+        cached: int,
+        count: int,
+        mark: int = 0,
+        returned: int = 1,
+        rewinds: bool = False,
     ) -> list[Action]:
-        body = Extend(cached=cached, count=count, returned=returned)
+        body = Extend(cached=cached, count=count, returned=returned, rewinds=rewinds)
         return self.ask(Kind.EXTEND, body, session, states(count, mark))
 
     def begin(self, session: bytes, cached: int, count: int, mark: int = 0) -> Compute:
@@ -67,9 +73,6 @@ class Trunk:
         """Extend, compute and reply."""
         work = self.begin(session, cached, count, mark)
         return self.one(self.sessions.computed(work, states(1, mark)))
-
-    def roll_back(self, session: bytes, cached: int) -> Frame:
-        return self.one(self.ask(Kind.ROLLBACK, Rollback(cached=cached), session))
 
     def renew(self, session: bytes) -> Frame:
         return self.one(self.ask(Kind.RENEW, Nothing(), session))
