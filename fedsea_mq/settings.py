@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -109,6 +110,13 @@ class TrunkSettings(_Section):
     )
 
 
+class Speculation(StrEnum):
+    """Where drafts of the next tokens come from."""
+
+    OFF = "off"
+    LOOKUP = "lookup"
+
+
 class ClientSettings(_Section):
     """How a client speaks to the broker."""
 
@@ -117,6 +125,13 @@ class ClientSettings(_Section):
     give_up_s: Seconds = Field(60.0, description="unanswered or busy for longer is an error")
     step_positions: Annotated[int, Field(ge=1, le=1 << 16)] = Field(
         1024, description="positions computed in one head or tail step over all sessions"
+    )
+    speculation: Speculation = Field(
+        Speculation.OFF,
+        description="`lookup`: guess that what followed the last tokens before follows them again",
+    )
+    max_draft: Annotated[int, Field(ge=1, le=15)] = Field(
+        12, description="guesses sent with a token at most"
     )
 
 

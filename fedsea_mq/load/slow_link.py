@@ -43,13 +43,9 @@ class SlowLink(Generic[M]):
 
     def __init__(self, link: Link, rng: random.Random, deliver: Callable[[M], None]) -> None:
         self._way = OneWay(link, rng)
-        self._plain = link.is_plain
         self._deliver = deliver
 
     def send(self, message: M, size: int) -> None:
         """Hand on `message` of `size` bytes after the link's delay."""
-        if self._plain:
-            self._deliver(message)
-            return
         loop = asyncio.get_running_loop()
         loop.call_at(self._way.arrival(loop.time(), size), self._deliver, message)

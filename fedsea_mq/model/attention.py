@@ -21,8 +21,9 @@ from fedsea_mq.model.decode_attention import DecodeRows, decode_attention, reada
 from fedsea_mq.model.kv_cache import KVCache, KVShape
 
 SPAN_ATTENTION: Final = "fedsea_spans"
-# Longer spans are matrix products that the library does better.
-_SHORT_POSITIONS: Final = 16
+# The positions of a speculative span at most. Longer spans are matrix products that the library
+# does better.
+SHORT_POSITIONS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class StepLayout:
         long: list[tuple[slice, Span]] = []
         row = 0
         for span in spans:
-            kind = short if compiled and span.count <= _SHORT_POSITIONS else long
+            kind = short if compiled and span.count <= SHORT_POSITIONS else long
             kind.append((slice(row, row + span.count), span))
             row += span.count
         if not short:

@@ -14,7 +14,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from fedsea_mq.errors import CheckpointError
-from fedsea_mq.model.attention import SPAN_ATTENTION, Span, StepLayout, compiled_attention
+from fedsea_mq.model.attention import (
+    SHORT_POSITIONS,
+    SPAN_ATTENTION,
+    Span,
+    StepLayout,
+    compiled_attention,
+)
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.kv_cache import KVCache, KVShape
 from fedsea_mq.model.packed_linear import PackedLinear, pack_linears
@@ -81,14 +87,16 @@ class Tail(nn.Module):
         """The trunk's outputs `[total, hidden]` through the last blocks, before the norm."""
         return cast(torch.Tensor, self.run(hidden, spans))
 
-    def last_logits(self, hidden: torch.Tensor, spans: Sequence[Span]) -> torch.Tensor:
-        """fp32 logits `[spans, vocab]` of each span's last position.
+    def logits(self, hidden: torch.Tensor, spans: Sequence[Span]) -> Sequence[torch.Tensor]:
+        """fp32 logits of each span, `[count, vocab]`; of a long one `[1, vocab]`, the last row's.
 
-        lm_head is the widest matmul of all, so only these rows go through it.
+        lm_head is the widest matmul of all, so of a prompt only the row that is read goes through
+        it. A short span may be drafts, of which every row is.
         """
-        states = self(hidden, spans)
-        last = torch.tensor([span.count for span in spans], device=states.device).cumsum(0) - 1
-        return cast(torch.Tensor, self.lm_head(self.norm(states[last]))).float()
+        states = split_spans(self(hidden, spans), spans)
+        read = [rows if len(rows) <= SHORT_POSITIONS else rows[-1:] for rows in states]
+        logits = self.lm_head(self.norm(torch.cat(read))).float()
+        return torch.split(logits, [len(rows) for rows in read])
 
 
 def split_spans(states: torch.Tensor, spans: Sequence[Span]) -> Sequence[torch.Tensor]:

@@ -15,6 +15,7 @@ from fedsea_mq.transport.loop_socket import Context, LoopSocket
 from fedsea_mq.transport.outbox import Outbox
 
 R = TypeVar("R")
+MakeLink = Callable[..., "BrokerLink"]
 _log = get_logger(__name__)
 # A dealer has one peer and does not address it.
 _BROKER: Final = b""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Self
 
 from fedsea_mq.errors import ContextOverflow
@@ -68,14 +69,9 @@ class Conversation:
             )
         session = await self._session_at(prompt)
         room = self._max_positions - len(prompt)
-        plan = self._plan
-        limit = min(plan.sampling.max_new_tokens, room)
-        plan = GenerationPlan(
-            plan.tokenizer,
-            plan.eos,
-            plan.sampling.model_copy(update={"max_new_tokens": limit}),
-            plan.strip_start,
-        )
+        limit = min(self._plan.sampling.max_new_tokens, room)
+        sampling = self._plan.sampling.model_copy(update={"max_new_tokens": limit})
+        plan = replace(self._plan, sampling=sampling)
         said: list[str] = []
         finished = False
         try:

@@ -90,8 +90,8 @@ class ClientEngine:
         return split_spans(self.loaded.head(ids, spans), spans)
 
     def run_tail(self, states: torch.Tensor, spans: Sequence[Span]) -> Sequence[torch.Tensor]:
-        """The trunk's outputs of many sessions to each one's last logits `[vocab]`."""
-        return self.loaded.tail.last_logits(states, spans).unbind()
+        """The trunk's outputs of many sessions to the logits that `Tail.logits` gives each."""
+        return self.loaded.tail.logits(states, spans)
 
     @property
     def loaded(self) -> Loaded:

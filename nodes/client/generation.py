@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from fedsea_mq.errors import CheckpointError
 from fedsea_mq.model.sampling import Sampler, SamplingSettings
 from fedsea_mq.model.text_stream import TextStream
+from fedsea_mq.serving.drafting import Drafting, DraftLength
 from nodes.client.session import ClientSession
 
 
@@ -37,6 +38,10 @@ class GenerationStats:
 
     prompt_tokens: int = 0
     new_tokens: int = 0
+    drafted: int = 0
+    """Tokens that were guessed and sent ahead."""
+    accepted: int = 0
+    """Of those, the ones that were right."""
     node: str = ""
     recoveries: int = 0
     started_at: float = field(default_factory=time.perf_counter)
@@ -87,6 +92,13 @@ class GenerationPlan:
     sampling: SamplingSettings
     strip_start: bool = False
     on_logits: Callable[[torch.Tensor], None] | None = None
+    # How long drafts should be, if there are to be any.
+    drafts: DraftLength | None = None
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens after which there are no more."""
+        return frozenset() if self.sampling.ignore_eos else self.eos
 
     def text_stream(self) -> TextStream | None:
         """Where the tokens become text; None for a model without a tokenizer."""
@@ -120,34 +132,87 @@ class Generation:
 async def decode(
     session: ClientSession, prompt: Sequence[int], plan: GenerationPlan, generation: Generation
 ) -> AsyncGenerator[Token]:
-    """Advance `session` to the end of `prompt`, then a sampled token at a time.
+    """Advance `session` to the end of `prompt`, then by sampled tokens and drafts of the next.
 
     The session may hold a prefix of the prompt already. The last token is sampled, not cached.
     """
-    stats, sampler, stream = generation.stats, Sampler(plan.sampling), plan.text_stream()
+    stats, most = generation.stats, plan.sampling.max_new_tokens
     tokens = list(prompt)
     stats.prompt_tokens = len(tokens)
+    text = _Text(plan)
+    chooser = _Chooser(plan, tokens)
+    drafting = None if plan.drafts is None else Drafting(plan.drafts)
+    pending, draft = tokens[session.cached :], list[int]()
+    while True:
+        begun = time.perf_counter()
+        chosen = await session.advance(
+            [*pending, *draft], chooser.reading(draft), rows=len(draft) + 1
+        )
+        # Of the drafts, those that were not chosen are not part of the sequence.
+        session.roll_back(session.cached - len(draft) + len(chosen) - 1)
+        if drafting is not None and stats.new_tokens:
+            seconds = time.perf_counter() - begun
+            drafting.length.note(len(draft), len(chosen) - 1, seconds)
+        stats.drafted += len(draft)
+        stats.accepted += len(chosen) - 1
+        for token in chosen:
+            _note(stats, session)
+            tokens.append(token)
+            ended = token in plan.ends
+            said, stopped = text.push(token, ended=ended, last=stats.new_tokens == most)
+            if ended or stopped:
+                generation.finish = Finish.STOP
+            yield Token(token, said)
+            if ended or stopped or stats.new_tokens == most:
+                return
+        pending = [chosen[-1]]
+        if drafting is not None:
+            room = min(most - stats.new_tokens, session.frame_positions) - 1
+            draft = drafting.draft(tokens, room)
 
-    def read(logits: torch.Tensor) -> int:
-        if plan.on_logits is not None:
-            plan.on_logits(logits)
-        return sampler.choose(tokens, logits)
 
-    pending: Sequence[int] = tokens[session.cached :]
-    for _ in range(plan.sampling.max_new_tokens):
-        chosen = await session.advance(pending, read)
-        _note(stats, session)
-        tokens.append(chosen)
-        pending = [chosen]
-        ended = chosen in plan.eos and not plan.sampling.ignore_eos
-        text = "" if stream is None or ended else stream.push(chosen)
-        if ended or (stream is not None and stream.stopped):
-            generation.finish = Finish.STOP
-            yield Token(chosen, text + ("" if stream is None else stream.flush()))
-            return
-        if stats.new_tokens == plan.sampling.max_new_tokens and stream is not None:
-            text += stream.flush()
-        yield Token(chosen, text)
+class _Chooser:
+    """Samples the tokens that rows of logits stand for, as long as drafts turn out right."""
+
+    def __init__(self, plan: GenerationPlan, tokens: Sequence[int]) -> None:
+        self._plan = plan
+        self._sampler = Sampler(plan.sampling)
+        self._tokens = tokens
+
+    def reading(self, draft: Sequence[int]) -> Callable[[torch.Tensor], list[int]]:
+        """A function from logits `[1 + drafts, vocab]` to the tokens that come next, at least one.
+
+        Each row but the first is worth something only if the token before it was guessed right.
+        """
+
+        def read(rows: torch.Tensor) -> list[int]:
+            chosen: list[int] = []
+            for row, guess in zip(rows, [*draft, None], strict=True):
+                if self._plan.on_logits is not None:
+                    self._plan.on_logits(row)
+                chosen.append(self._sampler.choose([*self._tokens, *chosen], row))
+                if chosen[-1] != guess or guess in self._plan.ends:
+                    break
+            return chosen
+
+        return read
+
+
+class _Text:
+    """The text of tokens as they come, if the model has a tokenizer."""
+
+    def __init__(self, plan: GenerationPlan) -> None:
+        self._stream = plan.text_stream()
+
+    def push(self, token: int, *, ended: bool, last: bool) -> tuple[str, bool]:
+        """What can be said now, and whether it holds a stop string."""
+        if self._stream is None:
+            return "", False
+        text = "" if ended else self._stream.push(token)
+        stopped = self._stream.stopped
+        if ended or stopped or last:
+            text += self._stream.flush()
+        return text, stopped
 
 
 def _note(stats: GenerationStats, session: ClientSession) -> None:

@@ -15,8 +15,9 @@ from fedsea_mq.log import get_logger
 from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.protocol.frames import Frame, Parts
 from fedsea_mq.serving.background import Background
-from fedsea_mq.settings import Settings
-from fedsea_mq.transport.link import BrokerLink
+from fedsea_mq.serving.drafting import DraftLength
+from fedsea_mq.settings import Settings, Speculation
+from fedsea_mq.transport.link import BrokerLink, MakeLink
 from fedsea_mq.transport.requests import Patience, Requests
 from nodes.client.conversation import Conversation, Message
 from nodes.client.engine import ClientEngine, Loaded
@@ -37,20 +38,26 @@ class ClientNode:
             async for token in client.generate("Once"):
                 print(token.text, end="")
 
+    `make_link` is what connects it to the broker, for a link that is not plain.
+
     Raises on entry: `CheckpointError`, `UnsupportedModel` or `IllegalCut`, as the model says.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, make_link: MakeLink = BrokerLink) -> None:
         self._settings = settings
+        self._make_link = make_link
         self._engine = ClientEngine(settings)
         self._stack = AsyncExitStack()
         self._wires: _Wires | None = None
+        client = settings.client
+        drafts = client.speculation is not Speculation.OFF
+        self._drafts = DraftLength(client.max_draft) if drafts else None
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._engine)
             broker, client = self._settings.broker, self._settings.client
-            link = BrokerLink(
+            link = self._make_link(
                 broker.clients, self._receive, max_part_bytes=broker.max_part_mb << 20
             )
             await stack.enter_async_context(link)
@@ -164,7 +171,8 @@ class ClientNode:
             tokenizer: PreTrainedTokenizerBase | None = self.tokenizer
         except CheckpointError:
             tokenizer = None
-        return GenerationPlan(tokenizer, self._eos(tokenizer), sampling, strip_start, on_logits)
+        eos = self._eos(tokenizer)
+        return GenerationPlan(tokenizer, eos, sampling, strip_start, on_logits, self._drafts)
 
     def _eos(self, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
         said = self.model.checkpoint.eos_token_ids

@@ -79,6 +79,11 @@ class ClientSession:
         return self._terms.node
 
     @property
+    def frame_positions(self) -> int:
+        """Positions that one frame may have."""
+        return self._terms.max_frame_positions
+
+    @property
     def _terms(self) -> Accept:
         if self._accept is None or self._closed:
             raise NotRunning("the session is not open")
@@ -114,11 +119,14 @@ class ClientSession:
             self._tell_closed()
             raise
 
-    async def advance(self, tokens: Sequence[int], read: Callable[[torch.Tensor], T]) -> T:
-        """Cache `tokens` on all three parts and return `read(logits)` of the last one.
+    async def advance(
+        self, tokens: Sequence[int], read: Callable[[torch.Tensor], T], rows: int = 1
+    ) -> T:
+        """Cache `tokens` on all three parts and return `read(logits)` of the last `rows` of them.
 
-        `read` runs on the compute thread with fp32 logits `[vocab]`. A lost node is replaced and
-        brought up to date with the very bytes that were sent before.
+        `read` runs on the compute thread with fp32 logits `[rows, vocab]`; more than one row can be
+        read of at most `SHORT_POSITIONS` tokens. A lost node is replaced and brought up to date
+        with the very bytes that were sent before.
 
         Raises:
             InvalidPrompt: no tokens, or one outside the vocabulary.
@@ -129,8 +137,8 @@ class ClientSession:
         chunk = self._terms.max_frame_positions
         *early, last = [tokens[i : i + chunk] for i in range(0, len(tokens), chunk)]
         for part in early:
-            await self._advance_chunk(part, _nothing)
-        return await self._advance_chunk(last, read)
+            await self._advance_chunk(part, _nothing, 1)
+        return await self._advance_chunk(last, lambda logits: read(logits[-rows:]), rows)
 
     def _check(self, tokens: Sequence[int]) -> None:
         if not tokens:
@@ -144,10 +152,12 @@ class ClientSession:
                 f"{self._max_positions}"
             )
 
-    async def _advance_chunk(self, tokens: Sequence[int], read: Callable[[torch.Tensor], T]) -> T:
+    async def _advance_chunk(
+        self, tokens: Sequence[int], read: Callable[[torch.Tensor], T], rows: int
+    ) -> T:
         payload = await self._run_head(tokens)
-        # The tail caches every position, so it needs every output; without blocks, only the last.
-        returned = len(tokens) if len(self._loaded.tail.run.layers) else 1
+        # The tail caches every position, so it needs every output; without blocks, what is read.
+        returned = len(tokens) if len(self._loaded.tail.run.layers) else rows
         outputs = await self._run_trunk(len(tokens), returned, payload)
         result = await self._run_tail(len(tokens), returned, outputs, read)
         self.cached += len(tokens)
@@ -230,7 +240,7 @@ class ClientSession:
             self._engine.run_tail,
             Span(self._tail_cache, start, returned),
             inputs,
-            lambda outputs: read(outputs[-1]),
+            lambda outputs: read(joined(outputs)),
         )
         return await self._engine.batcher.run(work)
 

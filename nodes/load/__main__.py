@@ -54,15 +54,15 @@ async def _clients(
     settings: Settings, plan: LoadPlan, stack: AsyncExitStack
 ) -> list[SimulatedClient]:
     seeds = [plan.seed * 10_000 + number for number in range(len(plan.sessions))]
+    made: list[FullClient] | list[ThinClient]
     if plan.kind == "full":
         compile_attention(DTYPES[settings.model.dtype])
-        return [await stack.enter_async_context(FullClient(settings, seed)) for seed in seeds]
-    model = _thin_model(settings)
-    context = stack.enter_context(context_for(len(seeds)))
-    return [
-        await stack.enter_async_context(ThinClient(settings, model, plan.link, seed, context))
-        for seed in seeds
-    ]
+        made = [FullClient(settings, plan.link, seed) for seed in seeds]
+    else:
+        model = _thin_model(settings)
+        context = stack.enter_context(context_for(len(seeds)))
+        made = [ThinClient(settings, model, plan.link, seed, context) for seed in seeds]
+    return [await stack.enter_async_context(client) for client in made]
 
 
 def _thin_model(settings: Settings) -> ThinModel:

@@ -7,17 +7,19 @@ import time
 from contextlib import aclosing
 from typing import Self
 
+from fedsea_mq.load.plan import Link
 from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.settings import Settings
 from nodes.client import ClientNode
 from nodes.load.job import Job
+from nodes.load.slow_broker_link import link_over
 
 
 class FullClient:
     """One client node, and any number of sessions over it. Use with `async with`."""
 
-    def __init__(self, settings: Settings, seed: int) -> None:
-        self._node = ClientNode(settings)
+    def __init__(self, settings: Settings, link: Link, seed: int) -> None:
+        self._node = ClientNode(settings, link_over(link, seed))
         self._rng = random.Random(seed)
 
     async def __aenter__(self) -> Self:

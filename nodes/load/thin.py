@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import secrets
 import time
 from contextlib import suppress
@@ -13,17 +12,16 @@ import torch
 
 from fedsea_mq.errors import MalformedFrame, NotRunning
 from fedsea_mq.load.plan import Link, Request
-from fedsea_mq.load.slow_link import SlowLink
 from fedsea_mq.model.wire_states import encode_states
 from fedsea_mq.protocol.envelope import SESSION_BYTES, Kind
-from fedsea_mq.protocol.frames import Frame, Parts, wire_bytes
+from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Open, Result
 from fedsea_mq.protocol.payload import PayloadSpec
 from fedsea_mq.settings import Settings
-from fedsea_mq.transport.link import BrokerLink
 from fedsea_mq.transport.loop_socket import Context
 from fedsea_mq.transport.requests import Patience, Requests, Traffic
 from nodes.load.job import Job
+from nodes.load.slow_broker_link import link_over
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +55,14 @@ class ThinClient:
     ) -> None:
         self._model = model
         broker, client = settings.broker, settings.client
-        rng = random.Random(seed)
-        self._up: SlowLink[Parts] = SlowLink(link, rng, self._send)
-        self._down: SlowLink[Frame] = SlowLink(link, rng, self._receive)
-        self._link = BrokerLink(
+        self._link = link_over(link, seed)(
             broker.clients,
-            lambda frame: self._down.send(frame, wire_bytes(frame.parts())),
+            self._receive,
             max_part_bytes=broker.max_part_mb << 20,
             context=context,
         )
         patience = Patience(client.request_timeout_s, client.give_up_s)
-        self._requests = Requests(lambda parts: self._up.send(parts, wire_bytes(parts)), patience)
+        self._requests = Requests(self._link.send, patience)
 
     async def __aenter__(self) -> Self:
         await self._link.__aenter__()
@@ -75,10 +70,6 @@ class ThinClient:
 
     async def __aexit__(self, *reason: object) -> None:
         await self._link.__aexit__(*reason)
-
-    def _send(self, parts: Parts) -> None:
-        with suppress(NotRunning):  # it was on a slow link when the client left
-            self._link.send(parts)
 
     def _receive(self, frame: Frame) -> None:
         self._requests.receive(frame)
@@ -133,4 +124,5 @@ class ThinClient:
         return result.cached
 
     def _close(self, session: bytes) -> None:
-        self._up.send(Frame.build(Kind.CLOSE, Nothing(), session=session).parts(), 64)
+        with suppress(NotRunning):
+            self._link.send(Frame.build(Kind.CLOSE, Nothing(), session=session).parts())

@@ -64,6 +64,65 @@ async def test_the_embedded_model_answers_as_unsplit() -> None:
     assert answer.tokens == oracle(model, prompt)
 
 
+REPETITIVE = [[3, 1, 4, 1, 5, 9, 2, 6] * 5, [7, 8, 9] * 9, list(range(40, 60)) * 2, [5]]
+DRAFTS = ["client.speculation=lookup", "client.max_draft=6"]
+
+
+@pytest.mark.parametrize("tail", [0, 1, 2])
+@pytest.mark.parametrize("frame", [4, 512])
+async def test_drafts_change_no_token(tiny_llama: Path, tail: int, frame: int) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
+    wanted = [oracle(model, prompt, 40) for prompt in REPETITIVE]
+    greedy = SamplingSettings(max_new_tokens=40, ignore_eos=True)
+    overrides = [f"model.tail_blocks={tail}", f"trunk.max_frame_positions={frame}", *DRAFTS]
+    async with running(tiny_llama, *overrides) as system:
+        generations = [system.client.generate(prompt, greedy) for prompt in REPETITIVE]
+        answers = await asyncio.gather(*(one.complete() for one in generations))
+        await until(lambda: system.trunks[0].sessions == 0)
+    assert [answer.tokens for answer in answers] == wanted
+    drafted = sum(answer.stats.drafted for answer in answers)
+    accepted = sum(answer.stats.accepted for answer in answers)
+    assert drafted > accepted > 0  # right and wrong ones were met
+
+
+async def test_with_a_seed_drafts_change_no_sampled_token_either(tiny_llama: Path) -> None:
+    sampling = SamplingSettings(
+        max_new_tokens=40,
+        ignore_eos=True,
+        temperature=0.7,
+        top_k=5,
+        repetition_penalty=1.1,
+        seed=5,
+    )
+    said = []
+    for overrides in ([], DRAFTS):
+        async with running(tiny_llama, *overrides) as system:
+            answers = [
+                await system.client.generate(prompt, sampling).complete() for prompt in REPETITIVE
+            ]
+        said.append([answer.tokens for answer in answers])
+    assert said[0] == said[1]
+    assert sum(answer.stats.drafted for answer in answers) > 0
+
+
+async def test_a_conversation_with_drafts_says_what_one_without_says() -> None:
+    passage = (
+        "Kewyn comes from Marshmoor. She eats salt herring. In spring Kewyn stole twelve combs "
+        "from Dador. She owns a striped dog. Kewyn works as a weaver.\n"
+    )
+    turns = [passage + "Say it again.", "What did she steal?", "Who owns the dog?"]
+    said = []
+    for overrides in ([], DRAFTS):
+        async with running("embedded", *overrides) as system:
+            async with system.client.conversation() as chat:
+                answers = [await chat.say(turn).complete() for turn in turns]
+                answers.append(await chat.regenerate().complete())
+            await until(lambda: system.trunks[0].sessions == 0)
+        said.append([(answer.text, answer.finish) for answer in answers])
+    assert said[0] == said[1]
+    assert answers[0].stats.accepted > 10
+
+
 async def test_outputs_that_are_no_numbers_are_a_typed_error(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

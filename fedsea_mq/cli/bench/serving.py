@@ -20,6 +20,7 @@ from fedsea_mq.cli.bench.interference import FAIRNESS, PREFILL
 from fedsea_mq.cli.bench.model_b import write_model
 from fedsea_mq.cli.bench.relaying import RELAYING
 from fedsea_mq.cli.bench.resending import RESENDING
+from fedsea_mq.cli.bench.speculating import SPECULATING
 from fedsea_mq.cli.bench.transformers_race import TRANSFORMERS
 from fedsea_mq.cli.bench.workbench import Workbench
 from fedsea_mq.cli.output import progress_console
@@ -33,6 +34,7 @@ COMPARISONS: Final = (
     RELAYING,
     PREFILL,
     FAIRNESS,
+    SPECULATING,
 )
 
 

@@ -129,7 +129,9 @@ class Served:
         self.run = run
         tally = run.tally
         begun = run.samples.begun_at
-        self.steady = run.samples.between(tally.decode_from - begun, tally.decode_until - begun)
+        # A sample tells of the heartbeat interval before it.
+        from_s = tally.decode_from - begun + 2 * _HEARTBEAT_MS / 1000
+        self.steady = run.samples.between(from_s, tally.decode_until - begun)
         self.tokens_per_s = tally.decode_tokens / (tally.decode_until - tally.decode_from)
 
     def mean(self, field: str) -> float:

@@ -111,7 +111,7 @@ FIELDS: dict[str, Any] = {
         ("bursts:5", "lan", {}, "--arrivals"),
         ("closed", "moon", {}, "--link"),
         ("closed", "1,2,3", {}, "--link"),
-        ("closed", "wan", {"kind": "full"}, "--full"),
+        ("closed", "wan", {"kind": "full", "vanishes": 0.1}, "--vanishes"),
         ("closed", "lan", {"warmup_s": 10.0}, "--warmup"),
         ("closed", "lan", {"prompt": "many"}, "lengths"),
     ],

@@ -9,6 +9,8 @@ import statistics
 
 from fedsea_mq.load.plan import LINKS, Link
 from fedsea_mq.load.slow_link import OneWay, SlowLink
+from fedsea_mq.transport.link import BrokerLink
+from nodes.load.slow_broker_link import link_over
 
 
 def way(link: Link) -> OneWay:
@@ -61,8 +63,6 @@ async def test_a_slow_link_hands_on_everything_in_order_and_late() -> None:
     assert got[0][1] - begun >= 0.015
 
 
-async def test_a_plain_link_is_no_link() -> None:
-    got: list[int] = []
-    link: SlowLink[int] = SlowLink(LINKS["lan"], random.Random(0), got.append)
-    link.send(1, 100)
-    assert got == [1]
+def test_a_plain_network_is_no_emulation_at_all() -> None:
+    assert link_over(LINKS["lan"], seed=0) is BrokerLink
+    assert link_over(LINKS["wan"], seed=0) is not BrokerLink

@@ -103,19 +103,24 @@ def test_after_a_rollback_other_tokens_give_their_own_logits(split: Split, whole
     assert equal(logits, oracle_logits(whole, IDS[:10] + other)[10:])
 
 
-def test_last_logits_are_those_of_each_sessions_last_position(tiny_llama: Path) -> None:
+def test_logits_are_those_of_every_row_of_short_spans_and_the_last_of_long_ones(
+    tiny_llama: Path,
+) -> None:
     split = Split.load(tiny_llama, Cut(1, 1))
-    first, second = split.session(), split.session()
-    work = [(first, IDS[:5]), (second, IDS[5:8])]
-    expected = torch.stack([rows[-1] for rows in split.step(work)])
-    spans = [Span(session.caches[2], 0, len(ids)) for session, ids in work]
-    head = [Span(session.caches[0], 0, len(ids)) for session, ids in work]
-    trunk = [Span(session.caches[1], 0, len(ids)) for session, ids in work]
+    ids = prompt(5 + 20, seed=7)
+    work = [(split.session(), ids[:5]), (split.session(), ids[5:])]
+    short, long = split.step(work)
+    spans = [
+        [Span(session.caches[part], 0, len(tokens)) for session, tokens in work]
+        for part in range(3)
+    ]
     with torch.inference_mode():
-        states = split.trunk(split.head(torch.tensor(IDS[:8]), head), trunk)
-        logits = split.tail.last_logits(states, spans)
-    assert logits.dtype == torch.float32
-    assert equal(logits, expected)
+        states = split.trunk(split.head(torch.tensor(ids), spans[0]), spans[1])
+        logits = split.tail.logits(states, spans[2])
+    assert [rows.shape[0] for rows in logits] == [5, 1]
+    assert all(rows.dtype == torch.float32 for rows in logits)
+    assert equal(logits[0], short)
+    assert equal(logits[1], long[-1:])
 
 
 def test_tied_embeddings_are_held_once(make_model: Callable[..., Path]) -> None:

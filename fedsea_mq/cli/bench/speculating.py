@@ -1,0 +1,85 @@
+"""What drafts are worth over a slow link: the embedded model, 50 ms round trip, its own tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+
+from fedsea_mq.cli.bench.comparison import Comparison, Ratio, Repeat
+from fedsea_mq.cli.bench.workbench import Workbench
+from fedsea_mq.cli.processes import LocalSystem
+from fedsea_mq.load.plan import Link
+from fedsea_mq.model.sampling import SamplingSettings
+from fedsea_mq.settings import Settings
+from fedsea_mq.tasks.examples import Message, Task, examples
+from nodes.client import ClientNode, Completion
+from nodes.load.slow_broker_link import link_over
+
+_LINK: Final = Link(delay_ms=25)
+_SEED: Final = 1000
+_EACH: Final = 10
+_TASKS: Final = (Task.SUMMARY, Task.CONVERSATION)
+_GREEDY: Final = SamplingSettings(max_new_tokens=64)
+
+
+async def _repeat(bench: Workbench) -> Repeat:
+    torch.set_num_threads(1)
+    async with LocalSystem(Settings().replace(log={"level": "warning"})) as system:
+        plain = await _answers(system.settings)
+        drafted = await _answers(system.settings.replace(client={"speculation": "lookup"}))
+    same = [one.tokens for one in plain] == [one.tokens for one in drafted]
+    if not same:
+        raise RuntimeError("drafts changed tokens")
+    rates = [_decoded_per_s(answers) for answers in (plain, drafted)]
+    tried = sum(answer.stats.drafted for answer in drafted)
+    held = sum(answer.stats.accepted for answer in drafted)
+    measured: dict[str, Any] = {
+        "plain_tokens_per_s": rates[0],
+        "drafted_tokens_per_s": rates[1],
+        "accepted_share": held / max(1, tried),
+        "tokens_identical": same,
+        "whole_answers_speedup": _whole_s(plain) / _whole_s(drafted),
+    }
+    return {"speculation_50ms": rates[1] / rates[0]}, measured
+
+
+async def _answers(settings: Settings) -> list[Completion]:
+    """Noise off, because each client node draws its own: the tokens must be the same."""
+    quiet = settings.replace(noise={"mode": "off"})
+    async with ClientNode(quiet, link_over(_LINK, seed=0)) as client:
+        return [await client.chat(asked, _GREEDY).complete() for asked in _questions()]
+
+
+def _questions() -> list[list[Message]]:
+    return [
+        example.messages(turn)
+        for task in _TASKS
+        for example in examples(task, _SEED, _EACH)
+        for turn in range(len(example.turns))
+    ]
+
+
+def _decoded_per_s(answers: Sequence[Completion]) -> float:
+    """Tokens after the first of each answer, over the time from the first to the last."""
+    stats = [answer.stats for answer in answers]
+    tokens = sum(one.new_tokens - 1 for one in stats)
+    return tokens / sum(one.last_token_at - one.first_token_at for one in stats)
+
+
+def _whole_s(answers: Sequence[Completion]) -> float:
+    return sum(answer.stats.last_token_at - answer.stats.started_at for answer in answers)
+
+
+SPECULATING: Final = Comparison(
+    "speculating",
+    (
+        Ratio(
+            "speculation_50ms",
+            2.5,
+            "decoded tokens/s with prompt-lookup drafts over without; embedded model, 50 ms",
+        ),
+    ),
+    _repeat,
+)
