@@ -115,6 +115,7 @@ class Speculation(StrEnum):
 
     OFF = "off"
     LOOKUP = "lookup"
+    MODEL = "model"
 
 
 class ClientSettings(_Section):
@@ -128,7 +129,12 @@ class ClientSettings(_Section):
     )
     speculation: Speculation = Field(
         Speculation.OFF,
-        description="`lookup`: guess that what followed the last tokens before follows them again",
+        description="`lookup`: guess that what followed the last tokens before follows them again; "
+        "`model`: guess with a small model",
+    )
+    draft_model: str = Field(
+        "embedded-draft",
+        description="for `model`: as model.path, of the same vocabulary; kept whole",
     )
     max_draft: Annotated[int, Field(ge=1, le=15)] = Field(
         12, description="guesses sent with a token at most"

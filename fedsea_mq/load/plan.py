@@ -128,8 +128,9 @@ class LoadPlan(_Part):
     link: Link = Link()
     stops: Share = Field(0.0, description="share of requests that are cancelled half way")
     vanishes: Share = Field(0.0, description="share whose client goes without a word")
+    once: bool = Field(False, description="each session of a closed loop makes one request")
     together: bool = Field(
-        False, description="sessions decode together, once all of them have prefilled"
+        False, description="once, and all decode together when all of them have prefilled"
     )
     seed: int = 0
 

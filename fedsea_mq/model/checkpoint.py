@@ -21,6 +21,7 @@ from fedsea_mq.model.partition import EMBEDDING, LM_HEAD, Cut, Part, part_of
 from fedsea_mq.model.safetensors_file import StoredTensor, stored_tensors
 
 EMBEDDED: Final = "embedded"
+EMBEDDED_DRAFT: Final = "embedded-draft"
 MANIFEST: Final = "fedsea_shard.json"
 # Families whose split result is tested against the unsplit model. Others of the same shape may
 # scale embeddings, residuals or logits, and would be silently wrong.
@@ -72,7 +73,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, model: str) -> Checkpoint:
-        """Open `embedded`, a local folder, a folder of shards, or a hub id.
+        """Open `embedded` or `embedded-draft`, a local folder, a folder of shards, or a hub id.
 
         Raises:
             CheckpointError: nothing there that can be read.
@@ -181,6 +182,8 @@ def _common(manifest: Manifest) -> tuple[int, int, dict[str, str]]:
 def _locate(model: str) -> Path:
     if model == EMBEDDED:
         return Path(__file__).parent / "embedded"
+    if model == EMBEDDED_DRAFT:
+        return Path(__file__).parent / "embedded_draft"
     path = Path(model).expanduser()
     if path.is_dir():
         return path

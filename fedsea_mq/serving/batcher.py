@@ -32,7 +32,7 @@ R = TypeVar("R")
 Forward = Callable[[torch.Tensor, Sequence[Span]], Sequence[torch.Tensor]]
 
 # Long work may make a step this much longer than the short work in it takes.
-_LONG_BESIDE_SHORT: Final = 0.7
+_LONG_BESIDE_SHORT: Final = 0.5
 # No chunk of long work is smaller: each costs its session a whole step.
 _MIN_CHUNK: Final = 16
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from fedsea_mq.serving.step_cost import StepCost
 
@@ -23,6 +23,18 @@ _SMOOTHING: Final = 0.1
 _HOPEFUL: Final = 0.7
 _LEAST: Final = 0.05
 _FORGIVING: Final = 0.01
+
+
+class Drafts(Protocol):
+    """Where the guesses of one generation come from."""
+
+    async def draft(self, tokens: Sequence[int], most: int) -> list[int]:
+        """At most `most` tokens that may come after `tokens`, which only ever grow."""
+        ...
+
+    def close(self) -> None:
+        """No more guesses are wanted."""
+        ...
 
 
 class PromptLookup:
@@ -37,7 +49,7 @@ class PromptLookup:
         self._after: dict[tuple[int, ...], int] = {}
         self._indexed = 0
 
-    def draft(self, tokens: Sequence[int], most: int) -> list[int]:
+    async def draft(self, tokens: Sequence[int], most: int) -> list[int]:
         """At most `most` tokens that may come after `tokens`, which only ever grow."""
         for end in range(self._indexed + 1, len(tokens)):
             for length in range(_SHORTEST, min(_LONGEST, end) + 1):
@@ -48,6 +60,9 @@ class PromptLookup:
             if start is not None:
                 return list(tokens[start : start + most])
         return []
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 @dataclass(slots=True)
@@ -91,12 +106,12 @@ class Drafting:
     """The drafts of one generation; how long they should be is learned over all of a client's."""
 
     length: DraftLength
-    lookup: PromptLookup = field(default_factory=PromptLookup)
+    source: Drafts
 
-    def draft(self, tokens: Sequence[int], room: int) -> list[int]:
+    async def draft(self, tokens: Sequence[int], room: int) -> list[int]:
         """Guesses at what follows `tokens`, at most `room`."""
         most = min(room, self.length.best())
         if most < 1:
             self.length.hope()
             return []
-        return self.lookup.draft(tokens, most)
+        return await self.source.draft(tokens, most)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from fedsea_mq.errors import CheckpointError
 from fedsea_mq.model.sampling import Sampler, SamplingSettings
 from fedsea_mq.model.text_stream import TextStream
-from fedsea_mq.serving.drafting import Drafting, DraftLength
+from fedsea_mq.serving.drafting import Drafting
 from nodes.client.session import ClientSession
 
 
@@ -92,8 +92,8 @@ class GenerationPlan:
     sampling: SamplingSettings
     strip_start: bool = False
     on_logits: Callable[[torch.Tensor], None] | None = None
-    # How long drafts should be, if there are to be any.
-    drafts: DraftLength | None = None
+    # Makes the drafts of a generation of so many positions, if there are to be any.
+    drafts: Callable[[int], Drafting] | None = None
 
     @property
     def ends(self) -> frozenset[int]:
@@ -141,34 +141,39 @@ async def decode(
     stats.prompt_tokens = len(tokens)
     text = _Text(plan)
     chooser = _Chooser(plan, tokens)
-    drafting = None if plan.drafts is None else Drafting(plan.drafts)
+    drafting = None if plan.drafts is None else plan.drafts(len(tokens) + most)
     pending, draft = tokens[session.cached :], list[int]()
-    while True:
-        begun = time.perf_counter()
-        chosen = await session.advance(
-            [*pending, *draft], chooser.reading(draft), rows=len(draft) + 1
-        )
-        # Of the drafts, those that were not chosen are not part of the sequence.
-        session.roll_back(session.cached - len(draft) + len(chosen) - 1)
-        if drafting is not None and stats.new_tokens:
-            seconds = time.perf_counter() - begun
-            drafting.length.note(len(draft), len(chosen) - 1, seconds)
-        stats.drafted += len(draft)
-        stats.accepted += len(chosen) - 1
-        for token in chosen:
-            _note(stats, session)
-            tokens.append(token)
-            ended = token in plan.ends
-            said, stopped = text.push(token, ended=ended, last=stats.new_tokens == most)
-            if ended or stopped:
-                generation.finish = Finish.STOP
-            yield Token(token, said)
-            if ended or stopped or stats.new_tokens == most:
-                return
-        pending = [chosen[-1]]
+    begun = time.perf_counter()
+    try:
+        while True:
+            chosen = await session.advance(
+                [*pending, *draft], chooser.reading(draft), rows=len(draft) + 1
+            )
+            # Of the drafts, those that were not chosen are not part of the sequence.
+            session.roll_back(session.cached - len(draft) + len(chosen) - 1)
+            if drafting is not None and stats.new_tokens:
+                seconds = time.perf_counter() - begun
+                drafting.length.note(len(draft), len(chosen) - 1, seconds)
+            stats.drafted += len(draft)
+            stats.accepted += len(chosen) - 1
+            for token in chosen:
+                _note(stats, session)
+                tokens.append(token)
+                ended = token in plan.ends
+                said, stopped = text.push(token, ended=ended, last=stats.new_tokens == most)
+                if ended or stopped:
+                    generation.finish = Finish.STOP
+                yield Token(token, said)
+                if ended or stopped or stats.new_tokens == most:
+                    return
+            pending = [chosen[-1]]
+            begun = time.perf_counter()
+            if drafting is not None:
+                room = min(most - stats.new_tokens, session.frame_positions) - 1
+                draft = await drafting.draft(tokens, room)
+    finally:
         if drafting is not None:
-            room = min(most - stats.new_tokens, session.frame_positions) - 1
-            draft = drafting.draft(tokens, room)
+            drafting.source.close()
 
 
 class _Chooser:

@@ -15,11 +15,12 @@ from fedsea_mq.log import get_logger
 from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.protocol.frames import Frame, Parts
 from fedsea_mq.serving.background import Background
-from fedsea_mq.serving.drafting import DraftLength
+from fedsea_mq.serving.drafting import Drafting, DraftLength, Drafts, PromptLookup
 from fedsea_mq.settings import Settings, Speculation
 from fedsea_mq.transport.link import BrokerLink, MakeLink
 from fedsea_mq.transport.requests import Patience, Requests
 from nodes.client.conversation import Conversation, Message
+from nodes.client.draft_model import ModelDrafts
 from nodes.client.engine import ClientEngine, Loaded
 from nodes.client.generation import Generation, GenerationPlan, Token, decode
 from nodes.client.session import ClientSession
@@ -49,9 +50,7 @@ class ClientNode:
         self._engine = ClientEngine(settings)
         self._stack = AsyncExitStack()
         self._wires: _Wires | None = None
-        client = settings.client
-        drafts = client.speculation is not Speculation.OFF
-        self._drafts = DraftLength(client.max_draft) if drafts else None
+        self._draft_length = DraftLength(settings.client.max_draft)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -172,7 +171,16 @@ class ClientNode:
         except CheckpointError:
             tokenizer = None
         eos = self._eos(tokenizer)
-        return GenerationPlan(tokenizer, eos, sampling, strip_start, on_logits, self._drafts)
+        speculates = self._settings.client.speculation is not Speculation.OFF
+        drafts = self._drafting if speculates else None
+        return GenerationPlan(tokenizer, eos, sampling, strip_start, on_logits, drafts)
+
+    def _drafting(self, positions: int) -> Drafting:
+        model = self._engine.draft_model
+        source: Drafts = (
+            PromptLookup() if model is None else ModelDrafts(model, self._engine.batcher, positions)
+        )
+        return Drafting(self._draft_length, source)
 
     def _eos(self, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
         said = self.model.checkpoint.eos_token_ids

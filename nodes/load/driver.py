@@ -83,10 +83,11 @@ class Driver:
                     users.create_task(self._user(number))
 
     async def _user(self, client: int) -> None:
-        while self._elapsed() < self._plan.duration_s:
+        once = self._plan.once or self._plan.together
+        while once or self._elapsed() < self._plan.duration_s:
             if not await self._request(client, self._plan.drawn(self._rng)):
                 await asyncio.sleep(_AFTER_ERROR_S)
-            if self._plan.together:
+            if once:
                 return
 
     async def _open_loop(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from fedsea_mq.errors import (
     Busy,
+    CheckpointError,
     ContextOverflow,
     FingerprintMismatch,
     InvalidPrompt,
@@ -83,6 +85,36 @@ async def test_drafts_change_no_token(tiny_llama: Path, tail: int, frame: int) -
     drafted = sum(answer.stats.drafted for answer in answers)
     accepted = sum(answer.stats.accepted for answer in answers)
     assert drafted > accepted > 0  # right and wrong ones were met
+
+
+async def test_drafts_of_a_model_change_no_token_whether_it_is_right_or_wrong(
+    tiny_llama: Path, make_model: Callable[..., Path]
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
+    wanted = [oracle(model, prompt, 40) for prompt in REPETITIVE]
+    greedy = SamplingSettings(max_new_tokens=40, ignore_eos=True)
+    other = make_model("llama", num_hidden_layers=2, initializer_range=0.5)
+    shares = []
+    for drafter in (tiny_llama, other):
+        overrides = ["client.speculation=model", f"client.draft_model={drafter}"]
+        async with running(tiny_llama, *overrides) as system:
+            generations = [system.client.generate(prompt, greedy) for prompt in REPETITIVE]
+            answers = await asyncio.gather(*(one.complete() for one in generations))
+        assert [answer.tokens for answer in answers] == wanted
+        drafted = sum(answer.stats.drafted for answer in answers)
+        shares.append(sum(answer.stats.accepted for answer in answers) / drafted)
+    assert shares[0] == 1.0  # the model itself guesses what it will say
+    assert shares[1] < 0.5
+
+
+async def test_a_draft_model_of_another_vocabulary_is_refused(
+    tiny_llama: Path, make_model: Callable[..., Path]
+) -> None:
+    other = make_model("llama", vocab_size=64)
+    overrides = ["client.speculation=model", f"client.draft_model={other}"]
+    with pytest.raises(CheckpointError, match="64 tokens"):
+        async with running(tiny_llama, *overrides):
+            pass
 
 
 async def test_with_a_seed_drafts_change_no_sampled_token_either(tiny_llama: Path) -> None:

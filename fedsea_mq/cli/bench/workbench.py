@@ -109,10 +109,11 @@ class System:
             sessions=(sessions,),
             prompt=Lengths(low=prompt, high=prompt),
             new=Lengths(low=new, high=new),
-            duration_s=0.001,  # each session makes one request and is done
+            duration_s=1.0,
+            once=True,
         )
         tally = (await self.load(plan)).tally
-        return sessions * new / (tally.ended_at - tally.begun_at)
+        return tally.tokens / (tally.ended_at - tally.begun_at)
 
     async def load(self, plan: LoadPlan) -> LoadRun:
         """Run any plan."""

@@ -23,18 +23,18 @@ from fedsea_mq.serving.drafting import Drafting, DraftLength, PromptLookup
         ([5, 5, 5, 5], 3, [5]),
     ],
 )
-def test_what_followed_before_is_guessed_to_follow_again(
+async def test_what_followed_before_is_guessed_to_follow_again(
     tokens: list[int], most: int, drafted: list[int]
 ) -> None:
-    assert PromptLookup().draft(tokens, most) == drafted
+    assert await PromptLookup().draft(tokens, most) == drafted
 
 
-def test_tokens_that_grow_are_looked_up_as_if_they_were_new() -> None:
+async def test_tokens_that_grow_are_looked_up_as_if_they_were_new() -> None:
     rng = random.Random(3)
     lookup, tokens = PromptLookup(), []
     for _ in range(300):
         tokens += [rng.randrange(6) for _ in range(rng.randint(1, 4))]
-        assert lookup.draft(tokens, 5) == PromptLookup().draft(tokens, 5)
+        assert await lookup.draft(tokens, 5) == await PromptLookup().draft(tokens, 5)
 
 
 def settled(holds: float, fixed_s: float, each_s: float) -> DraftLength:
@@ -60,17 +60,18 @@ def test_nearby_where_positions_cost_then_nothing_is_guessed() -> None:
     assert settled(holds=0.3, fixed_s=0.001, each_s=0.005).best() == 0
 
 
-def test_who_gave_up_guessing_tries_again_after_a_while() -> None:
+async def test_who_gave_up_guessing_tries_again_after_a_while() -> None:
     length = settled(holds=0.05, fixed_s=0.02, each_s=0.005)
     assert length.best() == 0
-    drafting = Drafting(length)
+    drafting = Drafting(length, PromptLookup())
     tries = 0
-    while not drafting.draft([1, 2, 1], 4):
+    while not await drafting.draft([1, 2, 1], 4):
         tries += 1
         assert tries < 1000
     assert tries > 3
 
 
-def test_before_anything_is_known_drafts_are_as_long_as_they_may_be() -> None:
+async def test_before_anything_is_known_drafts_are_as_long_as_they_may_be() -> None:
     assert DraftLength(7).best() == 7
-    assert Drafting(DraftLength(7)).draft([1, 2, 3, 4, 1], 2) == [2, 3]
+    drafting = Drafting(DraftLength(7), PromptLookup())
+    assert await drafting.draft([1, 2, 3, 4, 1], 2) == [2, 3]
