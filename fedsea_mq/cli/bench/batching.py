@@ -18,6 +18,8 @@ async def _repeat(bench: Workbench) -> Repeat:
         await system.together((1, 1), 32, 8)  # warm
         for sessions, context in (
             (1, _SHORT),
+            (4, _SHORT),
+            (16, _SHORT),
             (64, _SHORT),
             (1, _LONG),
             (4, _LONG),

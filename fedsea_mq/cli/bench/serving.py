@@ -18,9 +18,11 @@ from fedsea_mq.cli.bench.comparison import Comparison, Outcome
 from fedsea_mq.cli.bench.floors import FLOORS
 from fedsea_mq.cli.bench.interference import FAIRNESS, PREFILL
 from fedsea_mq.cli.bench.model_b import write_model
+from fedsea_mq.cli.bench.plots import plot_serving
 from fedsea_mq.cli.bench.relaying import RELAYING
 from fedsea_mq.cli.bench.resending import RESENDING
 from fedsea_mq.cli.bench.speculating import SPECULATING
+from fedsea_mq.cli.bench.sustained import SUSTAINED
 from fedsea_mq.cli.bench.transformers_race import TRANSFORMERS
 from fedsea_mq.cli.bench.workbench import Workbench
 from fedsea_mq.cli.output import progress_console
@@ -35,6 +37,7 @@ COMPARISONS: Final = (
     PREFILL,
     FAIRNESS,
     SPECULATING,
+    SUSTAINED,
 )
 
 
@@ -79,6 +82,7 @@ async def run(comparisons: Sequence[Comparison], repeats: int) -> dict[str, Any]
 
 
 def write_report(report: dict[str, Any], out: Path) -> None:
-    """`serving.json`, and what was measured over contexts and sessions as PNG."""
+    """`serving.json`, and what was measured over contexts and sessions as `serving.png`."""
     out.mkdir(parents=True, exist_ok=True)
+    plot_serving(report["measured"], out / "serving.png")
     (out / "serving.json").write_text(json.dumps(report, indent=2) + "\n")

@@ -116,7 +116,7 @@ class System:
         return tally.tokens / (tally.ended_at - tally.begun_at)
 
     async def load(self, plan: LoadPlan) -> LoadRun:
-        """Run any plan."""
+        """Run any plan; what meets errors is no measurement."""
         run = await run_load(self.local, plan, sample_s=_SAMPLE_S)
         if run.tally.errors:
             raise RuntimeError(f"the load met errors: {dict(run.tally.errors)}")
