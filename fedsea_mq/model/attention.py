@@ -28,11 +28,15 @@ SHORT_POSITIONS: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """`count` new positions of one session, the first at position `start`."""
+    """`count` new positions of one session, the first at position `start`.
+
+    The outputs of the last `read` of them are of interest.
+    """
 
     cache: KVCache
     start: int
     count: int
+    read: int = 1
 
     @property
     def stop(self) -> int:

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM
 
 from fedsea_mq.errors import CheckpointError
 from fedsea_mq.model.attention import (
-    SHORT_POSITIONS,
     SPAN_ATTENTION,
     Span,
     StepLayout,
@@ -88,15 +87,14 @@ class Tail(nn.Module):
         return cast(torch.Tensor, self.run(hidden, spans))
 
     def logits(self, hidden: torch.Tensor, spans: Sequence[Span]) -> Sequence[torch.Tensor]:
-        """fp32 logits of each span, `[count, vocab]`; of a long one `[1, vocab]`, the last row's.
+        """fp32 logits `[read, vocab]` of each span's last positions.
 
-        lm_head is the widest matmul of all, so of a prompt only the row that is read goes through
-        it. A short span may be drafts, of which every row is.
+        lm_head is the widest matmul of all, so only the rows that are read go through it.
         """
         states = split_spans(self(hidden, spans), spans)
-        read = [rows if len(rows) <= SHORT_POSITIONS else rows[-1:] for rows in states]
+        read = [rows[-span.read :] for rows, span in zip(states, spans, strict=True)]
         logits = self.lm_head(self.norm(torch.cat(read))).float()
-        return torch.split(logits, [len(rows) for rows in read])
+        return torch.split(logits, [span.read for span in spans])
 
 
 def split_spans(states: torch.Tensor, spans: Sequence[Span]) -> Sequence[torch.Tensor]:

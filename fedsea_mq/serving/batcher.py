@@ -65,7 +65,8 @@ class Work(Generic[R]):
         """Input and span of `count` positions from the work's `start` on."""
         if self._packed is None:
             self._packed = self.inputs()
-        span = Span(self.span.cache, self.span.start + start, count)
+        read = min(self.span.read, count)
+        span = Span(self.span.cache, self.span.start + start, count, read)
         return self._packed[start : start + count], span
 
     def add(self, output: torch.Tensor, *, last: bool) -> R | None:

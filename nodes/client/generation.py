@@ -142,16 +142,19 @@ async def decode(
     text = _Text(plan)
     chooser = _Chooser(plan, tokens)
     drafting = None if plan.drafts is None else plan.drafts(len(tokens) + most)
-    pending, draft = tokens[session.cached :], list[int]()
-    begun = time.perf_counter()
+    pending = tokens[session.cached :]
     try:
         while True:
+            begun, draft = time.perf_counter(), list[int]()
+            if drafting is not None:
+                room = min(most - stats.new_tokens, session.frame_positions) - 1
+                draft = await drafting.draft(tokens, room)
             chosen = await session.advance(
                 [*pending, *draft], chooser.reading(draft), rows=len(draft) + 1
             )
             # Of the drafts, those that were not chosen are not part of the sequence.
             session.roll_back(session.cached - len(draft) + len(chosen) - 1)
-            if drafting is not None and stats.new_tokens:
+            if drafting is not None and stats.new_tokens:  # a prompt's time says nothing of drafts
                 seconds = time.perf_counter() - begun
                 drafting.length.note(len(draft), len(chosen) - 1, seconds)
             stats.drafted += len(draft)
@@ -167,10 +170,6 @@ async def decode(
                 if ended or stopped or stats.new_tokens == most:
                     return
             pending = [chosen[-1]]
-            begun = time.perf_counter()
-            if drafting is not None:
-                room = min(most - stats.new_tokens, session.frame_positions) - 1
-                draft = await drafting.draft(tokens, room)
     finally:
         if drafting is not None:
             drafting.source.close()

@@ -124,9 +124,9 @@ class ClientSession:
     ) -> T:
         """Cache `tokens` on all three parts and return `read(logits)` of the last `rows` of them.
 
-        `read` runs on the compute thread with fp32 logits `[rows, vocab]`; more than one row can be
-        read of at most `SHORT_POSITIONS` tokens. A lost node is replaced and brought up to date
-        with the very bytes that were sent before.
+        `read` runs on the compute thread with fp32 logits `[rows, vocab]`, of at most as many rows
+        as a frame has positions. A lost node is replaced and brought up to date with the very bytes
+        that were sent before.
 
         Raises:
             InvalidPrompt: no tokens, or one outside the vocabulary.
@@ -135,9 +135,11 @@ class ClientSession:
         """
         self._check(tokens)
         chunk = self._terms.max_frame_positions
-        *early, last = [tokens[i : i + chunk] for i in range(0, len(tokens), chunk)]
-        for part in early:
-            await self._advance_chunk(part, _nothing, 1)
+        # The last frame is as long as may be: all rows that are read are of it.
+        first = max(0, len(tokens) - chunk)
+        for start in range(0, first, chunk):
+            await self._advance_chunk(tokens[start : min(start + chunk, first)], _nothing, 1)
+        last = tokens[first:]
         return await self._advance_chunk(last, lambda logits: read(logits[-rows:]), rows)
 
     def _check(self, tokens: Sequence[int]) -> None:
@@ -156,12 +158,14 @@ class ClientSession:
         self, tokens: Sequence[int], read: Callable[[torch.Tensor], T], rows: int
     ) -> T:
         payload = await self._run_head(tokens)
-        # The tail caches every position, so it needs every output; without blocks, what is read.
-        returned = len(tokens) if len(self._loaded.tail.run.layers) else rows
-        outputs = await self._run_trunk(len(tokens), returned, payload)
-        result = await self._run_tail(len(tokens), returned, outputs, read)
+        outputs = await self._run_trunk(len(tokens), self._returned(len(tokens), rows), payload)
+        result = await self._run_tail(len(tokens), rows, outputs, read)
         self.cached += len(tokens)
         return result
+
+    def _returned(self, count: int, rows: int) -> int:
+        """Outputs wanted of `count` positions: all, if the tail caches them, or what is read."""
+        return count if len(self._loaded.tail.run.layers) else rows
 
     async def _run_head(self, tokens: Sequence[int]) -> list[bytes]:
         """Head, noise and encoding; what must be sent for these positions."""
@@ -224,9 +228,13 @@ class ClientSession:
             done += count
 
     async def _run_tail(
-        self, count: int, returned: int, outputs: list[bytes], read: Callable[[torch.Tensor], T]
+        self,
+        count: int,
+        rows: int,
+        outputs: list[bytes],
+        read: Callable[[torch.Tensor], T],
     ) -> T:
-        run = self._loaded.tail.run
+        run, returned = self._loaded.tail.run, self._returned(count, rows)
 
         def inputs() -> torch.Tensor:
             states = decode_states(outputs, returned, self._loaded.spec, run.dtype)
@@ -238,7 +246,7 @@ class ClientSession:
         work = Work(
             self._owner,
             self._engine.run_tail,
-            Span(self._tail_cache, start, returned),
+            Span(self._tail_cache, start, returned, min(rows, returned)),
             inputs,
             lambda outputs: read(joined(outputs)),
         )

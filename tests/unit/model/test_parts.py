@@ -103,24 +103,24 @@ def test_after_a_rollback_other_tokens_give_their_own_logits(split: Split, whole
     assert equal(logits, oracle_logits(whole, IDS[:10] + other)[10:])
 
 
-def test_logits_are_those_of_every_row_of_short_spans_and_the_last_of_long_ones(
-    tiny_llama: Path,
-) -> None:
+def test_logits_are_those_of_the_rows_that_each_span_is_read_at(tiny_llama: Path) -> None:
     split = Split.load(tiny_llama, Cut(1, 1))
     ids = prompt(5 + 20, seed=7)
     work = [(split.session(), ids[:5]), (split.session(), ids[5:])]
-    short, long = split.step(work)
-    spans = [
-        [Span(session.caches[part], 0, len(tokens)) for session, tokens in work]
+    expected = [rows[-read:] for rows, read in zip(split.step(work), (5, 3), strict=True)]
+    head, trunk, tail = (
+        [
+            Span(session.caches[part], 0, len(tokens), read)
+            for (session, tokens), read in zip(work, (5, 3), strict=True)
+        ]
         for part in range(3)
-    ]
+    )
     with torch.inference_mode():
-        states = split.trunk(split.head(torch.tensor(ids), spans[0]), spans[1])
-        logits = split.tail.logits(states, spans[2])
-    assert [rows.shape[0] for rows in logits] == [5, 1]
+        states = split.trunk(split.head(torch.tensor(ids), head), trunk)
+        logits = split.tail.logits(states, tail)
+    assert [tuple(rows.shape) for rows in logits] == [tuple(rows.shape) for rows in expected]
     assert all(rows.dtype == torch.float32 for rows in logits)
-    assert equal(logits[0], short)
-    assert equal(logits[1], long[-1:])
+    assert all(equal(ours, theirs) for ours, theirs in zip(logits, expected, strict=True))
 
 
 def test_tied_embeddings_are_held_once(make_model: Callable[..., Path]) -> None:
