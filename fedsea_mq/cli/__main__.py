@@ -158,6 +158,7 @@ def shard(
 @app.command()
 def pretrain(
     out: Annotated[Path, typer.Option(help="Folder to write the model into.")],
+    draft: Annotated[bool, typer.Option("--draft", help="The small draft model instead.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Fewer steps than the default.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
     threads: Annotated[int, typer.Option(min=1)] = 2,
@@ -166,7 +167,7 @@ def pretrain(
     """Train the embedded model from nothing, on text made by the project itself."""
     from fedsea_mq.cli.pretrain import pretrain as run
 
-    run(out, steps=steps, seed=seed, threads=threads, as_json=as_json)
+    run(out, draft=draft, steps=steps, seed=seed, threads=threads, as_json=as_json)
 
 
 @app.command()

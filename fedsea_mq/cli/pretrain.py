@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
 from fedsea_mq.cli.output import progress_console
-from fedsea_mq.model.pretrain import PretrainProgress, PretrainSettings
+from fedsea_mq.model.pretrain import DRAFT, PretrainProgress, PretrainSettings
 from fedsea_mq.model.pretrain import pretrain as train
 
 
-def pretrain(out: Path, *, steps: int | None, seed: int, threads: int, as_json: bool) -> None:
+def pretrain(
+    out: Path, *, draft: bool, steps: int | None, seed: int, threads: int, as_json: bool
+) -> None:
     """Train into `out`; a JSON line or a line for people every few steps."""
     torch.set_num_threads(threads)
-    settings = PretrainSettings(seed=seed)
+    settings = replace(DRAFT if draft else PretrainSettings(), seed=seed)
     if steps is not None:
         settings = settings.with_steps(steps)
 

@@ -61,6 +61,19 @@ class PretrainSettings:
         return replace(self, steps=steps, lessons=lessons)
 
 
+# What made the draft model: small enough to cost a client nothing, trained on passages alone.
+DRAFT: Final = PretrainSettings(
+    lessons=(),
+    steps=2400,
+    peak_learning_rate=2e-3,
+    hidden=128,
+    feed_forward=352,
+    blocks=3,
+    heads=4,
+    kv_heads=4,
+)
+
+
 @dataclass(frozen=True, slots=True)
 class PretrainProgress:
     """Running means since the last report. `answer_loss` is in nats a token."""

@@ -36,6 +36,7 @@ class DraftModel:
             raise CheckpointError(f"{path}: drafts from {said} tokens, the model has {vocab}")
         self._head, self._tail = load_client(checkpoint, _WHOLE, model.dtype, model.device)
         self._blocks = load_trunk(checkpoint, _WHOLE, model.dtype, model.device)
+        self.ends = checkpoint.eos_token_ids
         self.max_positions = int(checkpoint.config.max_position_embeddings)
 
     def new_cache(self, positions: int) -> KVCache:
@@ -69,6 +70,8 @@ class ModelDrafts:
             kept += len(pending)
             self._seen = [*tokens, *guesses]
             guesses.append(guess)
+            if guess in self._model.ends:
+                break
             pending = [guess]
         return guesses
 

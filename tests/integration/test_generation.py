@@ -22,6 +22,7 @@ from fedsea_mq.errors import (
 )
 from fedsea_mq.model.partition import legal_cuts
 from fedsea_mq.model.sampling import SamplingSettings
+from fedsea_mq.serving.drafting import DraftLength
 from nodes.trunk import node as trunk_node
 from tests.integration.systems import running, until
 
@@ -70,6 +71,13 @@ REPETITIVE = [[3, 1, 4, 1, 5, 9, 2, 6] * 5, [7, 8, 9] * 9, list(range(40, 60)) *
 DRAFTS = ["client.speculation=lookup", "client.max_draft=6"]
 
 
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts as long as they may be, whatever they cost on this machine just now."""
+    monkeypatch.setattr(DraftLength, "best", lambda length: length.most)
+
+
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("tail", [0, 1, 2])
 @pytest.mark.parametrize("frame", [4, 512])
 async def test_drafts_change_no_token(tiny_llama: Path, tail: int, frame: int) -> None:
@@ -87,6 +95,7 @@ async def test_drafts_change_no_token(tiny_llama: Path, tail: int, frame: int) -
     assert drafted > accepted > 0  # right and wrong ones were met
 
 
+@pytest.mark.usefixtures("eager")
 async def test_drafts_of_a_model_change_no_token_whether_it_is_right_or_wrong(
     tiny_llama: Path, make_model: Callable[..., Path]
 ) -> None:
@@ -117,6 +126,7 @@ async def test_a_draft_model_of_another_vocabulary_is_refused(
             pass
 
 
+@pytest.mark.usefixtures("eager")
 async def test_with_a_seed_drafts_change_no_sampled_token_either(tiny_llama: Path) -> None:
     sampling = SamplingSettings(
         max_new_tokens=40,
@@ -137,6 +147,7 @@ async def test_with_a_seed_drafts_change_no_sampled_token_either(tiny_llama: Pat
     assert sum(answer.stats.drafted for answer in answers) > 0
 
 
+@pytest.mark.usefixtures("eager")
 async def test_a_conversation_with_drafts_says_what_one_without_says() -> None:
     passage = (
         "Kewyn comes from Marshmoor. She eats salt herring. In spring Kewyn stole twelve combs "
