@@ -64,7 +64,7 @@ class PretrainSettings:
 # What made the draft model: small enough to cost a client nothing, trained on passages alone.
 DRAFT: Final = PretrainSettings(
     lessons=(),
-    steps=2400,
+    steps=1200,
     peak_learning_rate=2e-3,
     hidden=128,
     feed_forward=352,
