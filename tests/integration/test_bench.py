@@ -1,0 +1,60 @@
+"""The benchmark as a command: what it measures is there, what it cannot measure is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedsea_mq.cli.bench.comparison import Comparison, Outcome, Ratio
+from fedsea_mq.cli.bench.serving import COMPARISONS, chosen
+from fedsea_mq.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_one_comparison_reports_its_ratios_with_goals_and_repeats(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "fedsea_mq.cli", "bench", "serving", "--json"),
+            *("--only", "linear_gemm", "--repeats", "2", "--out", str(tmp_path)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
+        check=True,
+    )
+    report = json.loads(done.stdout)
+    assert set(report["ratios"]) == {"attention_bandwidth", "linear_gemm"}
+    for ratio in report["ratios"].values():
+        assert len(ratio["repeats"]) == 2
+        assert 0 < ratio["value"] < 5
+        assert ratio["met"] == (ratio["value"] >= ratio["goal"])
+    assert report["measured"]["floors"][0]["read_bytes_per_s"] > 1e9
+    assert json.loads((tmp_path / "serving.json").read_text()) == report
+
+
+def test_names_are_those_of_comparisons_and_ratios_and_others_are_refused() -> None:
+    assert [one.name for one in chosen(["jain", "relaying"])] == ["relaying", "fairness"]
+    assert [one.name for one in chosen([])] == [one.name for one in COMPARISONS if not one.slow]
+    with pytest.raises(ConfigError, match="--only speed"):
+        chosen(["speed"])
+
+
+async def _never(_: object) -> tuple[dict[str, float], dict[str, object]]:
+    raise AssertionError
+
+
+@pytest.mark.parametrize(("at_most", "met"), [(False, True), (True, False)])
+def test_the_median_of_the_repeats_counts(at_most: bool, met: bool) -> None:
+    ratio = Ratio("r", 2.0, "says", at_most=at_most)
+    outcome = Outcome(Comparison("c", (ratio,), _never))
+    outcome.repeats = [({"r": value}, {"seen": value}) for value in (9.0, 3.0, 1.0)]
+    told = outcome.as_json()
+    assert told["ratios"]["r"]["value"] == 3.0
+    assert told["ratios"]["r"]["met"] is met
+    assert told["measured"] == [{"seen": 9.0}, {"seen": 3.0}, {"seen": 1.0}]
