@@ -8,6 +8,8 @@ once.
 
 from __future__ import annotations
 
+import math
+import mmap
 from dataclasses import dataclass
 
 import torch
@@ -35,10 +37,11 @@ class KVCache:
     def __init__(self, shape: KVShape, max_positions: int) -> None:
         self.first_block = shape.blocks.start
         self.dtype = shape.dtype
-        self._store = torch.empty(
-            (2, len(shape.blocks), shape.kv_heads, max_positions, shape.head_dim),
-            dtype=shape.dtype,
-            device=shape.device,
+        sizes = (2, len(shape.blocks), shape.kv_heads, max_positions, shape.head_dim)
+        self._store = (
+            _mapped(sizes, shape.dtype)
+            if shape.device == "cpu"
+            else torch.empty(sizes, dtype=shape.dtype, device=shape.device)
         )
         to_values, to_block = (n * self._store.itemsize for n in self._store.stride()[:2])
         # Where compiled code finds things: the address of the first block's keys, the bytes from a
@@ -55,3 +58,16 @@ class KVCache:
         """Views `[kv_heads, stop - start, head_dim]` of the keys and values of `block`."""
         layer = self._store[:, block - self.first_block, :, start:stop]
         return layer[0], layer[1]
+
+
+def _mapped(sizes: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Memory of its own from the system, which has it back when the session ends.
+
+    From the heap, a thousand sessions of all lengths that come and go left a trunk with three times
+    the memory that they used.
+    """
+    elements = math.prod(sizes)
+    if not elements:
+        return torch.empty(sizes, dtype=dtype)
+    buffer = mmap.mmap(-1, elements * dtype.itemsize)
+    return torch.frombuffer(buffer, dtype=dtype).view(sizes)

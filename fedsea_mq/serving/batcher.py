@@ -33,8 +33,6 @@ Forward = Callable[[torch.Tensor, Sequence[Span]], Sequence[torch.Tensor]]
 
 # Long work may make a step this much longer than the short work in it takes.
 _LONG_BESIDE_SHORT: Final = 0.5
-# Fewer sessions are not parted into cohorts: each pass reads the weights again.
-_WORTH_PARTING: Final = 8
 # No chunk of long work is smaller: each costs its session a whole step.
 _MIN_CHUNK: Final = 16
 
@@ -93,22 +91,12 @@ class Batcher:
     """Runs work in steps; use it with `async with`, submit with `run`.
 
     It occupies the executor's thread while it runs. `max_wait_s` bounds how long a step waits for
-    sessions that are on their way; it never waits longer than a step's fixed cost. With `cohorts`,
-    a step takes that part of the sessions at most: while one cohort is away at the trunk, the next
-    is computed here. Of few sessions there is nothing to part.
+    sessions that are on their way; it never waits longer than a step's fixed cost.
     """
 
-    def __init__(
-        self,
-        executor: Executor,
-        limits: StepLimits,
-        *,
-        max_wait_s: float = 0.01,
-        cohorts: int = 1,
-    ) -> None:
+    def __init__(self, executor: Executor, limits: StepLimits, *, max_wait_s: float = 0.01) -> None:
         self._executor = executor
         self._max_wait_s = max_wait_s
-        self._cohorts = cohorts
         # Guards all that follows; notified when the thread may have something new to do.
         self._changed = threading.Condition()
         self._scheduler: Scheduler[Work[Any]] = Scheduler(limits)
@@ -228,7 +216,7 @@ class Batcher:
                 until = self._hold_until(now, ready_since)
                 if until is None:
                     self.stats.waited_s += now - ready_since
-                    return self._scheduler.plan(now, self._long_beside, self._most_short())
+                    return self._scheduler.plan(now, self._long_beside)
                 self._changed.wait(until - now)
             return None
 
@@ -237,17 +225,8 @@ class Batcher:
 
         A wait costs what waits and gains a step's fixed cost, so it is never longer than that.
         """
-        most = self._most_short()
-        if most is not None and len(self._scheduler) >= most:
-            return None  # a whole cohort is here
         latest = ready_since + min(self._cost.fixed_s, self._max_wait_s)
         return None if now >= latest else self._arrivals.worth_waiting_until(now, latest)
-
-    def _most_short(self) -> int | None:
-        sessions = self._arrivals.sessions
-        if self._cohorts == 1 or sessions < _WORTH_PARTING:
-            return None
-        return -(-sessions // self._cohorts)
 
     def _long_beside(self, short: int) -> int:
         """Positions of long work that may join `short` positions of short work."""

@@ -214,16 +214,11 @@ class Scheduler(Generic[W]):
                 self._let_go(waiting)
         return late
 
-    def plan(
-        self,
-        now: float,
-        long_beside: Callable[[int], int] | None = None,
-        most_short: int | None = None,
-    ) -> list[Share[W]]:
+    def plan(self, now: float, long_beside: Callable[[int], int] | None = None) -> list[Share[W]]:
         """The next step; empty if nothing waits.
 
         `long_beside` bounds what long work gets beside so many positions of short work; without
-        short work the whole step is open to it. `most_short` bounds the positions of short work.
+        short work the whole step is open to it.
         """
         ready = [queue[0] for queue in self._sessions.values()]
         budget = self._limits.positions
@@ -231,11 +226,10 @@ class Scheduler(Generic[W]):
         short = [waiting for waiting in ready if waiting.is_short or budget == 1]
         long = [waiting for waiting in ready if not waiting.is_short and budget > 1]
         kept = max(1, int(budget * _KEPT_FOR_LONG)) if long else 0
-        for_short = budget - kept if most_short is None else min(budget - kept, most_short)
-        plan: _Plan[W] = _Plan(for_short)
+        plan: _Plan[W] = _Plan(budget - kept)
         self._fill(plan, short, now)
-        taken = for_short - plan.room
-        plan.room = budget - taken
+        plan.room += kept
+        taken = budget - plan.room
         if taken and long_beside is not None:
             plan.room = min(plan.room, max(1, long_beside(taken)))
         self._fill(plan, long, now)

@@ -81,14 +81,22 @@ class Requests:
         parts = Frame.build(kind, body, session=session, seq=number, payload=payload).parts()
         traffic = traffic if traffic is not None else Traffic()
         give_up = asyncio.get_running_loop().time() + self._patience.give_up_s
+        refused: Busy | None = None
         while True:
+            left = give_up - asyncio.get_running_loop().time()
             try:
                 return await self._try(number, session, parts, traffic, give_up)
             except Busy as busy:
                 traffic.refusals += 1
+                refused = busy
                 if asyncio.get_running_loop().time() + busy.retry_after_s > give_up:
                     raise
                 await asyncio.sleep(busy.retry_after_s)
+            except PeerUnreachable:
+                # So little time was left that silence means nothing: what was last said counts.
+                if refused is not None and left < self._patience.resend_s:
+                    raise refused from None
+                raise
 
     async def _try(
         self, number: int, session: bytes, parts: Parts, traffic: Traffic, give_up_at: float

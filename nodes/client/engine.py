@@ -32,8 +32,6 @@ _CALIBRATION_TEXT: Final = (
     "A doctor in the old town keeps a grey horse and writes letters to her sister every week."
 )
 _CALIBRATION_POSITIONS: Final = 128
-# One at the trunk, one here.
-_COHORTS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +80,7 @@ class ClientEngine:
             if self._settings.client.speculation is Speculation.MODEL:
                 self.draft_model = await loop.run_in_executor(executor, self._load_drafts, loaded)
             limits = StepLimits(self._settings.client.step_positions)
-            self.batcher = await stack.enter_async_context(
-                Batcher(executor, limits, cohorts=_COHORTS)
-            )
+            self.batcher = await stack.enter_async_context(Batcher(executor, limits))
             self._loaded = loaded
             self._stack = stack.pop_all()
         return self

@@ -342,27 +342,3 @@ async def test_a_session_that_leaves_takes_its_waiting_work_along(
         await gone
     assert await asyncio.gather(first, stays) == [[2.0], [6.0]]
     assert blocks.steps == [[1], [1]]
-
-
-async def test_of_many_sessions_a_step_takes_a_cohort_and_of_few_all(blocks: Blocks) -> None:
-    async with (
-        compute_thread("test compute") as executor,
-        Batcher(executor, StepLimits(64), cohorts=2) as batcher,
-    ):
-        for sessions, sizes in ((6, [6]), (10, [5, 5])):
-            blocks.open.clear()
-            first = asyncio.create_task(batcher.run(blocks.work(1, session=b"first")))
-            before = len(blocks.steps)
-            while len(blocks.steps) == before:
-                await asyncio.sleep(0)
-            names = [b"%d of %d" % (n, sessions) for n in range(sessions)]
-            tasks = [
-                asyncio.create_task(batcher.run(blocks.work(2, session=name))) for name in names
-            ]
-            await asyncio.sleep(0)
-            batcher.session_left(b"first")
-            blocks.open.set()
-            await asyncio.gather(first, *tasks)
-            assert [len(step) for step in blocks.steps[before + 1 :]] == sizes
-            for name in names:
-                batcher.session_left(name)

@@ -76,14 +76,6 @@ def test_beside_decodes_a_prompt_gets_what_the_caller_allows() -> None:
     assert taken(made.plan(0.0, allow)) == {"long": 32}  # alone, it may have all
 
 
-def test_short_work_gets_no_more_than_the_caller_allows_and_long_work_the_rest() -> None:
-    made = scheduler(*(Piece(f"s{n}") for n in range(6)), Piece("long", 100), positions=32)
-    first = taken(made.plan(0.0, most_short=4))
-    assert first == {"s0": 1, "s1": 1, "s2": 1, "s3": 1, "long": 28}
-    second = taken(made.plan(0.0, most_short=4))
-    assert second == {"s4": 1, "s5": 1, "long": 30}
-
-
 def test_decodes_that_fill_the_step_leave_an_eighth_to_prompts() -> None:
     made = scheduler(Piece("long", 100), *(Piece(f"s{n}") for n in range(100)))
     step = taken(made.plan(0.0))

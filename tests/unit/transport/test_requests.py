@@ -106,6 +106,25 @@ async def test_given_busy_for_longer_than_it_may_take_then_busy_is_raised_at_onc
     assert len(line.sent) == 1
 
 
+async def test_given_busy_until_there_is_no_time_for_an_answer_then_busy_is_raised() -> None:
+    def busy_once(asked: Frame, n: int) -> Frame | None:
+        return Frame.error(Busy("full", 0.05), asked.envelope) if n == 1 else None
+
+    line = Line(busy_once, Patience(resend_s=30, give_up_s=0.1))
+    with pytest.raises(Busy, match="room"):
+        await line.ask()
+    assert len(line.sent) == 2
+
+
+async def test_given_busy_and_then_silence_for_long_then_the_peer_is_unreachable() -> None:
+    def busy_once(asked: Frame, n: int) -> Frame | None:
+        return Frame.error(Busy("full", 0.01), asked.envelope) if n == 1 else None
+
+    line = Line(busy_once, Patience(resend_s=0.02, give_up_s=0.3))
+    with pytest.raises(PeerUnreachable):
+        await line.ask()
+
+
 async def test_given_silence_for_too_long_then_the_peer_is_unreachable() -> None:
     line = Line(says_nothing, Patience(resend_s=0.004, give_up_s=0.2))
     with pytest.raises(PeerUnreachable, match=r"0\.2 s"):
