@@ -214,11 +214,13 @@ class Scheduler(Generic[W]):
                 self._let_go(waiting)
         return late
 
-    def plan(self, now: float, long_beside: Callable[[int], int] | None = None) -> list[Share[W]]:
+    def plan(
+        self, now: float, long_beside: Callable[[int, int], int] | None = None
+    ) -> list[Share[W]]:
         """The next step; empty if nothing waits.
 
-        `long_beside` bounds what long work gets beside so many positions of short work; without
-        short work the whole step is open to it.
+        `long_beside` bounds what long work gets beside so many positions of short work, given how
+        many pieces of long work wait; without short work the whole step is open to it.
         """
         ready = [queue[0] for queue in self._sessions.values()]
         budget = self._limits.positions
@@ -231,7 +233,7 @@ class Scheduler(Generic[W]):
         plan.room += kept
         taken = budget - plan.room
         if taken and long_beside is not None:
-            plan.room = min(plan.room, max(1, long_beside(taken)))
+            plan.room = min(plan.room, max(1, long_beside(taken, len(long))))
         self._fill(plan, long, now)
         self._settle(plan)
         return [share for _, share in plan.taken]

@@ -57,7 +57,7 @@ def run(pattern: list[tuple[int, int, int, Urgency, int]], budget: int, allowed:
     def step() -> None:
         nonlocal now
         trace.waiting_before.append(len(scheduler))
-        shares = scheduler.plan(now, lambda _: allowed)
+        shares = scheduler.plan(now, lambda *_: allowed)
         trace.steps.append([(share.work, share.start, share.count) for share in shares])
         now += 1.0
 
@@ -129,7 +129,7 @@ def test_nobody_starves_under_a_flood(
     remaining, now = dict.fromkeys(patient, True), 0.0
     # Patience, then a turn for every client and chunk: far fewer steps than this.
     for _ in range(20 + 60 * (clients + 1)):
-        for share in scheduler.plan(now, lambda _: 4):
+        for share in scheduler.plan(now, lambda *_: 4):
             if share.work in remaining and share.completes:
                 remaining[share.work] = False
             if share.work.client == 9:

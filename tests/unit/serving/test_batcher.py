@@ -342,3 +342,14 @@ async def test_a_session_that_leaves_takes_its_waiting_work_along(
         await gone
     assert await asyncio.gather(first, stays) == [[2.0], [6.0]]
     assert blocks.steps == [[1], [1]]
+
+
+async def test_prompts_that_wait_in_numbers_are_not_kept_waiting_by_a_few_answers(
+    batcher: Batcher,
+) -> None:
+    for positions in (10, 100, 1000):
+        batcher._cost.observe(positions, 0.1 + positions * 0.001)
+    beside_many = batcher._long_beside(16, 1)
+    assert 40 <= beside_many <= 60  # a step takes half as long again
+    assert batcher._long_beside(16, 16) == beside_many
+    assert batcher._long_beside(1, 60) > 30 * beside_many

@@ -64,15 +64,15 @@ def test_decodes_go_before_prompts_and_prompts_fill_the_rest() -> None:
 
 
 def test_beside_decodes_a_prompt_gets_what_the_caller_allows() -> None:
-    asked: list[int] = []
+    asked: list[tuple[int, int]] = []
 
-    def allow(short: int) -> int:
-        asked.append(short)
+    def allow(short: int, long: int) -> int:
+        asked.append((short, long))
         return 7
 
     made = scheduler(Piece("long", 100), Piece("s1"), Piece("s2"))
     assert taken(made.plan(0.0, allow)) == {"s1": 1, "s2": 1, "long": 7}
-    assert asked == [2]
+    assert asked == [(2, 1)]
     assert taken(made.plan(0.0, allow)) == {"long": 32}  # alone, it may have all
 
 
