@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import psutil
 
-from fedsea_mq.protocol.messages import NodeStatus, StatusReport
+from fedsea_mq.protocol.messages import StatusReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,6 @@ class Samples:
             for before, after in pairwise(self.taken)
             if before.at_s >= from_s and after.at_s <= until_s
         ]
-
-
-def silent(nodes: Sequence[NodeStatus]) -> list[str]:
-    """Nodes that have not been heard of for over two seconds."""
-    return [node.name for node in nodes if node.silent_ms > 2000]
 
 
 def _rss(pid: int) -> int:

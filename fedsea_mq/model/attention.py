@@ -23,7 +23,7 @@ from fedsea_mq.model.kv_cache import KVCache, KVShape
 SPAN_ATTENTION: Final = "fedsea_spans"
 # The positions of a speculative span at most. Longer spans are matrix products that the library
 # does better.
-SHORT_POSITIONS: Final = 16
+_SHORT_POSITIONS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class StepLayout:
         long: list[tuple[slice, Span]] = []
         row = 0
         for span in spans:
-            kind = short if compiled and span.count <= SHORT_POSITIONS else long
+            kind = short if compiled and span.count <= _SHORT_POSITIONS else long
             kind.append((slice(row, row + span.count), span))
             row += span.count
         if not short:

@@ -23,13 +23,6 @@ from fedsea_mq.settings import Settings
 Found = dict[str, Any]
 
 
-def _limits() -> Found:
-    return {
-        "read_bytes_per_s": machine.read_bytes_per_s(),
-        "gemm_flops_per_s": machine.gemm_flops_per_s(),
-    }
-
-
 class _Tasks:
     """What can be asked for; models are loaded once."""
 
@@ -42,9 +35,6 @@ class _Tasks:
     def _load_run(self) -> BlockRun:
         return engine_loop.load_run(self._settings)
 
-    def limits(self) -> Found:
-        return _limits()
-
     def step(self, batch: int, context: int, steps: int) -> Found:
         seconds = engine_loop.step_seconds(self.run(), HIDDEN, batch, context, steps)
         return {"step_s": seconds, "tokens_per_s": batch / seconds}
@@ -52,7 +42,9 @@ class _Tasks:
     def floors(self, batch: int, context: int) -> Found:
         attention_s, read = engine_loop.attention_seconds(self.run(), batch, context)
         linears_s, flops = engine_loop.linears_seconds(self.run(), batch)
-        return _limits() | {
+        return {
+            "read_bytes_per_s": machine.read_bytes_per_s(),
+            "gemm_flops_per_s": machine.gemm_flops_per_s(),
             "attention_s": attention_s,
             "attention_bytes_per_s": read / attention_s,
             "linears_s": linears_s,
@@ -87,7 +79,6 @@ class _Tasks:
 
 
 _NAMES: Final = (
-    "limits",
     "step",
     "floors",
     "generate",

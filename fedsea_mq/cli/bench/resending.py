@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from fedsea_mq.cli.bench.comparison import Comparison, Ratio, Repeat
+from fedsea_mq.cli.bench.unsplit import CPU_DTYPES
 from fedsea_mq.cli.bench.workbench import Workbench
 
 CONTEXTS: Final = (128, 256, 512, 1024, 2048)
-_DTYPES: Final = ("fp32", "bf16")
 
 
 async def _repeat(bench: Workbench) -> Repeat:
@@ -18,9 +18,9 @@ async def _repeat(bench: Workbench) -> Repeat:
         for context in CONTEXTS:
             run = await system.together((1,), context, 64, kind="full")
             ours[context] = 1 / run.tokens_per_s
-    resent = {dtype: await _resent(bench.threads(2), dtype) for dtype in _DTYPES}
+    resent = {dtype: await _resent(bench.threads(2), dtype) for dtype in CPU_DTYPES}
     best = {
-        (context, mask): min(resent[dtype][context, mask] for dtype in _DTYPES)
+        (context, mask): min(resent[dtype][context, mask] for dtype in CPU_DTYPES)
         for context in CONTEXTS
         for mask in (True, False)
     }
@@ -30,7 +30,7 @@ async def _repeat(bench: Workbench) -> Repeat:
         "resend_with_mask_ms": [best[c, True] * 1000 for c in CONTEXTS],
         "resend_ms": [best[c, False] * 1000 for c in CONTEXTS],
     }
-    for dtype in _DTYPES:
+    for dtype in CPU_DTYPES:
         measured[f"resend_with_mask_{dtype}_ms"] = [resent[dtype][c, True] * 1000 for c in CONTEXTS]
     return {"naive_512": best[512, True] / ours[512]}, measured
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from fedsea_mq.cli.bench.comparison import Comparison, Ratio, Repeat
+from fedsea_mq.cli.bench.unsplit import CPU_DTYPES
 from fedsea_mq.cli.bench.workbench import Workbench
 
-_DTYPES: Final = ("fp32", "bf16")
 _NEW: Final = 32
 _SINGLE_NEW: Final = 96
 
@@ -24,8 +24,8 @@ async def _repeat(bench: Workbench) -> Repeat:
         await system.together((1,), 32, 8, kind="full")
         single = await system.together((1,), 64, _SINGLE_NEW, kind="full")
         ours["1"] = single.tokens_per_s
-    theirs = {dtype: await _unsplit(bench.threads(2), dtype) for dtype in _DTYPES}
-    best = {name: max(theirs[dtype][name] for dtype in _DTYPES) for name in ours}
+    theirs = {dtype: await _unsplit(bench.threads(2), dtype) for dtype in CPU_DTYPES}
+    best = {name: max(theirs[dtype][name] for dtype in CPU_DTYPES) for name in ours}
     return {f"vs_transformers_{name}": ours[name] / best[name] for name in ours}, {
         "fedsea_tokens_per_s": ours,
         "transformers_tokens_per_s": theirs,

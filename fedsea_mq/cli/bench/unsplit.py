@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Final
 
 import torch
 from transformers import LlamaForCausalLM
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from fedsea_mq.model.parts import DTYPES
+
+# Which of them is the faster depends on the machine.
+CPU_DTYPES: Final = ("fp32", "bf16")
 
 
 def load_unsplit(folder: str, dtype: str) -> Any:
