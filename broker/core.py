@@ -97,6 +97,9 @@ class BrokerCore:
         self._registry = Registry(terms.timeout_ms / 1000)
         self._routes: dict[bytes, _Route] = {}
         self._ticked_at = started_at
+        # When idle clients were last sent heartbeats, and who was sent something since.
+        self._beat_at = started_at
+        self._addressed: set[bytes] = set()
         # The last report and when it was made: asking often costs no more than asking seldom.
         self._report: tuple[float, bytes] | None = None
         self.counters = Counters()
@@ -132,7 +135,7 @@ class BrokerCore:
         if route is None:
             if not len(self._registry) and self._is_young(now):
                 raise Busy("no node has registered yet", self._terms.heartbeat_ms / 1000)
-            node = self._registry.place(asked)
+            node = self._registry.place(asked, now)
             route = self._routes[envelope.session] = _Route(node.peer, peer, accepted=False)
         route.client = peer
         return self._relay(Side.NODES, route.node, [parts[0], encode_body(asked)])
@@ -211,6 +214,7 @@ class BrokerCore:
                 yield self._close_on_node(peer, envelope.session)
             return
         if route.client is not None:
+            self._addressed.add(route.client)
             yield self._relay(Side.CLIENTS, route.client, parts)
         refused = envelope.kind in _REFUSALS and not route.accepted
         if envelope.kind is Kind.CLOSE or refused:
@@ -219,19 +223,32 @@ class BrokerCore:
             route.accepted = True
 
     def tick(self, now: float) -> list[Send]:
-        """Declare silent nodes dead, telling their clients; send every client a heartbeat.
+        """Declare silent nodes dead, telling their clients; send idle clients a heartbeat.
 
-        A heartbeat that cannot be delivered is how the broker learns that a client is gone. If the
-        broker was held up itself, it has yet to read what nodes sent meanwhile, and forgives that.
+        If the broker was held up itself, it has yet to read what nodes sent meanwhile, and forgives
+        that.
         """
         held_up_s = now - self._ticked_at - self._terms.heartbeat_ms / 1000
         self._ticked_at = now
         if held_up_s > 0:
             self._registry.forgive(held_up_s)
         lost = [send for peer in self._registry.silent(now) for send in self._lose_node(peer)]
+        return [*lost, *self._beats(now)]
+
+    def _beats(self, now: float) -> Iterator[Send]:
+        """Heartbeats to the clients that nothing was sent to for half the timeout.
+
+        One that cannot be delivered is how the broker learns that a client is gone; a relayed frame
+        tells it as well.
+        """
+        if now - self._beat_at < self._terms.timeout_ms / 2000:
+            return
         clients = {route.client for route in self._routes.values() if route.client is not None}
         beat = Frame.build(Kind.HEARTBEAT, Nothing()).parts()
-        return [*lost, *(Send(Side.CLIENTS, client, beat) for client in clients)]
+        for client in clients - self._addressed:
+            yield Send(Side.CLIENTS, client, beat)
+        self._beat_at = now
+        self._addressed.clear()
 
     def refused(self, side: Side, peer: bytes, error: FedSeaError) -> Send:
         """The answer to a message that could not be taken apart."""

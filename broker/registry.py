@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedsea_mq.errors import Busy, FingerprintMismatch, LimitExceeded, NodeUnknown
+from fedsea_mq.protocol.comebacks import Comebacks
 from fedsea_mq.protocol.messages import (
     MAX_NODES,
     MAX_SESSIONS_A_NODE,
@@ -13,8 +14,6 @@ from fedsea_mq.protocol.messages import (
     Open,
     Register,
 )
-
-_RETRY_AFTER_S = 0.5
 
 
 @dataclass(slots=True)
@@ -40,6 +39,7 @@ class Registry:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._nodes: dict[bytes, Node] = {}
+        self._comebacks = Comebacks()
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -74,7 +74,7 @@ class Registry:
         """The nodes not heard of for longer than the timeout."""
         return [n.peer for n in self._nodes.values() if now - n.heard_at > self._timeout_s]
 
-    def place(self, asked: Open) -> Node:
+    def place(self, asked: Open, now: float) -> Node:
         """The node of the right fingerprint with most free KV, with room set aside on it.
 
         Raises:
@@ -93,7 +93,7 @@ class Registry:
         can_ever = asked.max_positions <= max(n.load.kv_positions_total for n in fits)
         full = best.kv_free < asked.max_positions or best.load.sessions >= MAX_SESSIONS_A_NODE
         if can_ever and full:
-            raise Busy("all nodes are full", _RETRY_AFTER_S)
+            raise Busy("all nodes are full", self._comebacks.pause_s(now))
         if can_ever:
             best.promised_positions += asked.max_positions
         return best

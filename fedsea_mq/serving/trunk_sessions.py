@@ -19,6 +19,7 @@ from fedsea_mq.errors import (
     SessionUnknown,
     StepFailed,
 )
+from fedsea_mq.protocol.comebacks import Comebacks
 from fedsea_mq.protocol.envelope import Envelope, Kind
 from fedsea_mq.protocol.frames import Frame, Parts
 from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Open, Result
@@ -90,6 +91,7 @@ class TrunkSessions:
         self._sessions: dict[bytes, _Session] = {}
         self.kv_free = terms.kv_positions
         self.draining = False
+        self._comebacks = Comebacks(soonest_s=terms.retry_after_s)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -126,7 +128,7 @@ class TrunkSessions:
         asked = frame.body(Open)
         held = self._sessions.get(frame.envelope.session)
         if held is None:
-            self._admit(asked)
+            self._admit(asked, now)
             self._sessions[frame.envelope.session] = _Session(
                 asked,
                 PayloadSpec(asked.dtype, self.terms.hidden),
@@ -143,7 +145,7 @@ class TrunkSessions:
         )
         return [self._reply(frame.envelope, Kind.ACCEPT, terms)]
 
-    def _admit(self, asked: Open) -> None:
+    def _admit(self, asked: Open, now: float) -> None:
         terms = self.terms
         if asked.fingerprint != terms.fingerprint:
             raise FingerprintMismatch(
@@ -156,9 +158,9 @@ class TrunkSessions:
                 f"a session of {asked.max_positions} positions, this node holds 1 to {most}"
             )
         if self.draining:
-            raise Busy(f"node {terms.node} takes no new sessions", terms.retry_after_s)
+            raise Busy(f"node {terms.node} takes no new sessions", self._comebacks.pause_s(now))
         if len(self._sessions) >= terms.max_sessions or asked.max_positions > self.kv_free:
-            raise Busy(f"node {terms.node} has no room now", terms.retry_after_s)
+            raise Busy(f"node {terms.node} has no room now", self._comebacks.pause_s(now))
 
     def _extend(self, frame: Frame, now: float) -> list[Action]:
         session = self._find(frame.envelope, now)

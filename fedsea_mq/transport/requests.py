@@ -36,15 +36,17 @@ class Patience:
 
 
 @dataclass(slots=True, eq=False)
-class _Pending:
+class _Request:
     """A request that has no answer yet; times are the loop's."""
 
+    kind: Kind
+    number: int
     session: bytes
     parts: Parts
     traffic: Traffic
     give_up_at: float
-    resend_at: float
     reply: asyncio.Future[Frame]
+    resend_at: float = 0.0
 
 
 class Requests:
@@ -54,7 +56,7 @@ class Requests:
         self._send = send
         self._patience = patience
         self._numbers = count(1)
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, _Request] = {}
         # One timer for all: a request is answered long before its own would be of any use.
         self._timer: asyncio.TimerHandle | None = None
 
@@ -77,47 +79,52 @@ class Requests:
             Busy: still no room by then.
             RemoteError: whatever the broker or the trunk refused the request with.
         """
-        number = next(self._numbers)
-        parts = Frame.build(kind, body, session=session, seq=number, payload=payload).parts()
-        traffic = traffic if traffic is not None else Traffic()
-        give_up = asyncio.get_running_loop().time() + self._patience.give_up_s
+        loop = asyncio.get_running_loop()
+        number, give_up_at = next(self._numbers), loop.time() + self._patience.give_up_s
+        request = _Request(
+            kind,
+            number,
+            session,
+            Frame.build(kind, body, session=session, seq=number, payload=payload).parts(),
+            traffic if traffic is not None else Traffic(),
+            give_up_at,
+            loop.create_future(),
+        )
         refused: Busy | None = None
         while True:
-            left = give_up - asyncio.get_running_loop().time()
+            left = give_up_at - loop.time()
             try:
-                return await self._try(number, session, parts, traffic, give_up)
+                return await self._try(request)
             except Busy as busy:
-                traffic.refusals += 1
+                request.traffic.refusals += 1
                 refused = busy
-                if asyncio.get_running_loop().time() + busy.retry_after_s > give_up:
+                if loop.time() + busy.retry_after_s > give_up_at:
                     raise
                 await asyncio.sleep(busy.retry_after_s)
+                request.reply = loop.create_future()
             except PeerUnreachable:
                 # So little time was left that silence means nothing: what was last said counts.
                 if refused is not None and left < self._patience.resend_s:
                     raise refused from None
                 raise
 
-    async def _try(
-        self, number: int, session: bytes, parts: Parts, traffic: Traffic, give_up_at: float
-    ) -> Frame:
+    async def _try(self, request: _Request) -> Frame:
         """Send until a frame comes back; a refusal is raised."""
         loop = asyncio.get_running_loop()
-        resend_at = min(give_up_at, loop.time() + self._patience.resend_s)
-        pending = _Pending(session, parts, traffic, give_up_at, resend_at, loop.create_future())
-        self._pending[number] = pending
+        request.resend_at = min(request.give_up_at, loop.time() + self._patience.resend_s)
+        self._pending[request.number] = request
         try:
-            self._transmit(pending)
+            self._transmit(request)
             if self._timer is None:
-                self._timer = loop.call_at(resend_at, self._send_again)
-            reply = await pending.reply
+                self._timer = loop.call_at(request.resend_at, self._send_again)
+            reply = await request.reply
         finally:
-            del self._pending[number]
-        traffic.bytes_down += wire_bytes(reply.parts())
-        traffic.round_trips += 1
+            del self._pending[request.number]
+        request.traffic.bytes_down += wire_bytes(reply.parts())
+        request.traffic.round_trips += 1
         return reply
 
-    def _transmit(self, pending: _Pending) -> None:
+    def _transmit(self, pending: _Request) -> None:
         self._send(pending.parts)
         pending.traffic.bytes_up += wire_bytes(pending.parts)
 
@@ -132,10 +139,12 @@ class Requests:
             earliest = min(pending.resend_at for pending in self._pending.values())
             self._timer = loop.call_at(max(earliest, now), self._send_again)
 
-    def _insist(self, pending: _Pending, now: float) -> None:
+    def _insist(self, pending: _Request, now: float) -> None:
         if pending.give_up_at <= now:
             waited_s = self._patience.give_up_s
-            pending.reply.set_exception(PeerUnreachable(f"no answer within {waited_s:g} s"))
+            pending.reply.set_exception(
+                PeerUnreachable(f"no answer to {pending.kind.name} within {waited_s:g} s")
+            )
             return
         _log.warning("no answer yet; sending again", waited_s=round(self._patience.resend_s, 1))
         pending.resend_at = min(pending.give_up_at, now + self._patience.resend_s)

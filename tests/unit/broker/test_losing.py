@@ -80,24 +80,35 @@ class TestLosing:
         assert closes(sent, A, S1)
         assert placing.sessions == 1
 
-    def test_each_tick_sends_every_client_with_a_session_one_heartbeat(
+    def test_idle_clients_with_a_session_get_one_heartbeat_in_half_the_timeout(
         self, placing: Placing
     ) -> None:
         placing.opened(ANNA, S1)
         placing.opened(ANNA, S2)
         placing.opened(BERT, b"3" * 16)
-        beats = placing.core.tick(placing.now)
+        assert placing.beats() == []  # all were just answered
+        beats = placing.beats()
         assert sorted(sent.peer for sent in beats) == [ANNA, BERT]
         assert {read(sent).envelope.kind for sent in beats} == {Kind.HEARTBEAT}
+        assert placing.core.tick(placing.now) == []
+
+    def test_a_client_that_was_answered_needs_no_heartbeat(self, placing: Placing) -> None:
+        placing.opened(ANNA, S1)
+        placing.opened(BERT, S2)
+        placing.beats()
+        placing.node_says(A, result(S1))
+        assert [sent.peer for sent in placing.beats()] == [BERT]
+        assert sorted(sent.peer for sent in placing.beats()) == [ANNA, BERT]
 
     def test_given_a_client_that_no_heartbeat_reaches_then_its_sessions_are_freed(
         self, placing: Placing
     ) -> None:
         placing.opened(ANNA, S1)
-        (beat,) = placing.core.tick(placing.now)
+        placing.beats()
+        (beat,) = placing.beats()
         (sent,) = placing.core.undelivered(beat.side, beat.peer)
         assert closes(sent, A, S1)
-        assert placing.core.tick(placing.now) == []
+        assert placing.beats() == []
 
     def test_given_an_undelivered_node_then_its_clients_are_told(self, placing: Placing) -> None:
         placing.opened(ANNA, S1)

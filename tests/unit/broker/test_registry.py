@@ -26,46 +26,46 @@ def registry() -> Registry:
 
 
 def test_a_session_goes_to_the_node_of_its_model_with_most_free_kv(registry: Registry) -> None:
-    assert registry.place(asks(10)).peer == b"large"
-    assert registry.place(asks(10, QWEN)).peer == b"other"
+    assert registry.place(asks(10), 0.0).peer == b"large"
+    assert registry.place(asks(10, QWEN), 0.0).peer == b"other"
 
 
 def test_room_is_set_aside_until_the_node_tells_its_load(registry: Registry) -> None:
-    placed = [registry.place(asks(30)).peer for _ in range(5)]
+    placed = [registry.place(asks(30), 0.0).peer for _ in range(5)]
     assert placed == [b"large", b"large", b"small", b"large", b"small"]
     with pytest.raises(Busy):
-        registry.place(asks(30))
+        registry.place(asks(30), 0.0)
     registry.heartbeat(b"small", load(free=30), 1.0)
-    assert registry.place(asks(30)).peer == b"small"
+    assert registry.place(asks(30), 0.0).peer == b"small"
 
 
 def test_given_no_node_of_the_model_then_the_refusal_says_what_is_served(
     registry: Registry,
 ) -> None:
     with pytest.raises(FingerprintMismatch, match="efefefefefef; served: abababababab, cdcd"):
-        registry.place(asks(1, "ef" * 32))
+        registry.place(asks(1, "ef" * 32), 0.0)
     with pytest.raises(FingerprintMismatch, match="served: none"):
-        Registry(5.0).place(asks(1))
+        Registry(5.0).place(asks(1), 0.0)
 
 
 def test_given_all_full_then_busy(registry: Registry) -> None:
     registry.heartbeat(b"large", load(free=0), 1.0)
     with pytest.raises(Busy):
-        registry.place(asks(61))
+        registry.place(asks(61), 0.0)
 
 
 def test_given_a_node_with_all_sessions_it_may_list_then_busy(registry: Registry) -> None:
     registry.heartbeat(b"large", load(sessions=MAX_SESSIONS_A_NODE), 1.0)
     with pytest.raises(Busy):
-        registry.place(asks(1))
+        registry.place(asks(1), 0.0)
 
 
 def test_given_a_session_no_node_could_ever_hold_then_a_node_is_asked_and_no_room_set_aside(
     registry: Registry,
 ) -> None:
     for _ in range(3):
-        assert registry.place(asks(101)).peer == b"large"
-    assert registry.place(asks(100)).peer == b"large"
+        assert registry.place(asks(101), 0.0).peer == b"large"
+    assert registry.place(asks(100), 0.0).peer == b"large"
 
 
 def test_a_node_is_silent_once_it_was_not_heard_for_longer_than_the_timeout(
