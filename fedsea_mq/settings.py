@@ -12,16 +12,33 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from fedsea_mq.errors import ConfigError
 from fedsea_mq.privacy.scale import NoiseMode
+from fedsea_mq.protocol.endpoint import reachable
 from fedsea_mq.protocol.messages import Name
 from fedsea_mq.protocol.payload import WireDtype
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Milliseconds = Annotated[int, Field(ge=10, le=86_400_000)]
 Endpoint = Annotated[str, Field(pattern=r"^(tcp|ipc)://.+$")]
+
+
+def _reachable_at_some_port(endpoint: str) -> str:
+    reachable(re.sub(r":\*$", ":1", endpoint))
+    return endpoint
+
+
+# Offered to clients as it stands, once the port is known.
+OfferedEndpoint = Annotated[str, AfterValidator(_reachable_at_some_port)]
 Megabytes = Annotated[int, Field(ge=1, le=1 << 20)]
 ComputeDtype = Literal["fp32", "bf16", "fp16"]
 
@@ -108,6 +125,11 @@ class TrunkSettings(_Section):
     drain_s: Annotated[float, Field(ge=0, le=86_400)] = Field(
         20.0, description="on SIGTERM, how long running sessions may take to end"
     )
+    direct: OfferedEndpoint | None = Field(
+        None,
+        description="listen here for clients, too, so that states need not pass the broker; "
+        "`tcp://ADDRESS:PORT`, or `*` for any port",
+    )
 
 
 class Speculation(StrEnum):
@@ -138,6 +160,11 @@ class ClientSettings(_Section):
     )
     max_draft: Annotated[int, Field(ge=1, le=15)] = Field(
         12, description="guesses sent with a token at most"
+    )
+    direct: Annotated[bool, Field(strict=True)] = Field(
+        False,
+        description="connect to the trunk nodes that offer it, so that states need not pass the "
+        "broker; they then see this machine's address",
     )
 
 

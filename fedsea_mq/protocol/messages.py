@@ -23,6 +23,7 @@ from fedsea_mq.errors import (
     error_from_wire,
 )
 from fedsea_mq.protocol.compression import pack, unpack
+from fedsea_mq.protocol.endpoint import MAX_ENDPOINT_CHARS, reachable
 from fedsea_mq.protocol.envelope import SESSION_BYTES
 from fedsea_mq.protocol.payload import WireDtype
 
@@ -41,6 +42,9 @@ Hidden = Annotated[int, Field(strict=True, ge=1, le=1 << 16)]
 Digest = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
 SessionId = Annotated[bytes, Field(strict=True, min_length=SESSION_BYTES, max_length=SESSION_BYTES)]
+Endpoint = Annotated[
+    str, Field(strict=True, max_length=MAX_ENDPOINT_CHARS), AfterValidator(reachable)
+]
 ClientId = Annotated[bytes, Field(strict=True, max_length=255)]
 Milliseconds = Annotated[int, Field(strict=True, ge=0, le=86_400_000)]
 # How long to wait before asking again: never so short that asking becomes a flood.
@@ -77,11 +81,15 @@ class Open:
 
 @dataclass(frozen=True, slots=True, config=_BODY)
 class Accept:
-    """Node has reserved the KV; frames may hold up to `max_frame_positions`."""
+    """Node has reserved the KV; frames may hold up to `max_frame_positions`.
+
+    `direct` is where the node takes the session's extend and renew frames itself, if it does.
+    """
 
     node: Name
     max_frame_positions: Annotated[int, Field(strict=True, ge=1, le=MAX_POSITIONS)]
     lease_ms: Pause
+    direct: Endpoint | None = None
 
 
 @dataclass(frozen=True, slots=True, config=_BODY)
@@ -129,11 +137,15 @@ class ErrorNotice:
 
 @dataclass(frozen=True, slots=True, config=_BODY)
 class Load:
-    """What a node holds and does now. Rates are over the last heartbeat interval."""
+    """What a node holds and does now. Rates are over the last heartbeat interval.
+
+    `direct_sessions` are those of `sessions` whose last extend frame did not pass the broker.
+    """
 
     kv_positions_free: Count
     kv_positions_total: Count
     sessions: Count
+    direct_sessions: Count = 0
     positions_per_s: Rate = 0.0
     mean_batch: Rate = 0.0
     busy_share: Share = 0.0

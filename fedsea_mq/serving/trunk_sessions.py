@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from fedsea_mq.errors import (
     Busy,
@@ -27,6 +28,11 @@ from fedsea_mq.protocol.payload import PayloadSpec
 from fedsea_mq.protocol.positions import TrunkPositions, Verdict
 from fedsea_mq.serving.scheduler import Owner, Urgency
 
+# Where frames come from and replies go to, if not to a client's own connection.
+BROKER: Final = b""
+# What a client may send past the broker: nothing that the broker must know of.
+_DIRECT: Final = frozenset({Kind.EXTEND, Kind.RENEW})
+
 
 @dataclass(frozen=True, slots=True)
 class TrunkTerms:
@@ -41,13 +47,15 @@ class TrunkTerms:
     max_frame_positions: int
     lease_s: float
     retry_after_s: float = 0.5
+    direct: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Send these parts to the broker."""
+    """Send these parts to the broker, or to a client's own connection."""
 
     parts: Parts
+    to: bytes = BROKER
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +86,8 @@ class _Session:
     spec: PayloadSpec
     positions: TrunkPositions
     lease_until: float
+    # Where the newest extend frame came from, and its result goes to.
+    heard_from: bytes = BROKER
 
     def owner(self, session: bytes) -> Owner:
         return Owner(self.opened.client, session, Urgency(self.opened.urgency))
@@ -101,22 +111,32 @@ class TrunkSessions:
         """The sessions held, for registration with a restarted broker."""
         return list(self._sessions)
 
-    def receive(self, frame: Frame, now: float) -> list[Action]:
-        """Handle a client's frame. Every fault becomes a typed error reply; none is raised."""
-        try:
-            return self._dispatch(frame, now)
-        except FedSeaError as error:
-            return [Reply(Frame.error(error, frame.envelope).parts())]
+    @property
+    def direct(self) -> int:
+        """The sessions whose states come past the broker."""
+        return sum(session.heard_from != BROKER for session in self._sessions.values())
 
-    def _dispatch(self, frame: Frame, now: float) -> list[Action]:
+    def receive(self, frame: Frame, now: float, origin: bytes = BROKER) -> list[Action]:
+        """Handle a client's frame, which came from `origin`, where the answer goes to.
+
+        Every fault becomes a typed error reply; none is raised.
+        """
+        try:
+            if origin != BROKER and frame.envelope.kind not in _DIRECT:
+                raise MalformedFrame(f"a {frame.envelope.kind.name} frame past the broker")
+            return self._dispatch(frame, now, origin)
+        except FedSeaError as error:
+            return [Reply(Frame.error(error, frame.envelope).parts(), origin)]
+
+    def _dispatch(self, frame: Frame, now: float, origin: bytes) -> list[Action]:
         match frame.envelope.kind:
             case Kind.OPEN:
                 return self._open(frame, now)
             case Kind.EXTEND:
-                return self._extend(frame, now)
+                return self._extend(frame, now, origin)
             case Kind.RENEW:
                 self._find(frame.envelope, now)
-                return [self._reply(frame.envelope, Kind.RENEWED, Nothing())]
+                return [self._reply(frame.envelope, Kind.RENEWED, Nothing(), origin)]
             case Kind.CLOSE:
                 return self._close(frame.envelope.session)
             case kind:
@@ -142,6 +162,7 @@ class TrunkSessions:
             node=self.terms.node,
             max_frame_positions=self.terms.max_frame_positions,
             lease_ms=round(self.terms.lease_s * 1000),
+            direct=self.terms.direct,
         )
         return [self._reply(frame.envelope, Kind.ACCEPT, terms)]
 
@@ -162,11 +183,14 @@ class TrunkSessions:
         if len(self._sessions) >= terms.max_sessions or asked.max_positions > self.kv_free:
             raise Busy(f"node {terms.node} has no room now", self._comebacks.pause_s(now))
 
-    def _extend(self, frame: Frame, now: float) -> list[Action]:
+    def _extend(self, frame: Frame, now: float, origin: bytes) -> list[Action]:
         session = self._find(frame.envelope, now)
         body = frame.body(Extend)
         session.spec.check(frame.payload, body.count)
-        match session.positions.receive(body, frame.payload, frame.envelope.seq):
+        verdict = session.positions.receive(body, frame.payload, frame.envelope.seq)
+        # A client that sends again by another way has lost its trust in the one before.
+        session.heard_from = origin
+        match verdict:
             case Verdict.APPLY:
                 return [
                     Compute(
@@ -179,13 +203,14 @@ class TrunkSessions:
                     )
                 ]
             case Verdict.REPLAY:
-                return [Reply(_readdress(session.positions.reply, frame.envelope))]
+                return [Reply(_readdress(session.positions.reply, frame.envelope), origin)]
             case Verdict.IN_FLIGHT:
                 return []
 
     def computed(self, work: Compute, payload: Sequence[bytes]) -> list[Action]:
         """The outputs of `work`, already encoded: the reply, unless the session is gone."""
-        if not self.holds(work):
+        session = self._holder(work)
+        if session is None:
             return []
         body = Result(cached=work.body.cached + work.body.count, returned=work.body.returned)
         reply = Frame.build(
@@ -196,19 +221,21 @@ class TrunkSessions:
             payload=payload,
         ).parts()
         work.positions.applied(reply)
-        return [Reply(reply)]
+        return [Reply(reply, session.heard_from)]
 
     def failed(self, work: Compute, reason: str) -> list[Action]:
         """`work` was not computed: the client is told, and may send it again."""
-        if not self.holds(work):
+        session = self._holder(work)
+        if session is None:
             return []
         work.positions.failed()
-        return [Reply(Frame.error(StepFailed(reason), work.envelope).parts())]
+        error = Frame.error(StepFailed(reason), work.envelope)
+        return [Reply(error.parts(), session.heard_from)]
 
-    def holds(self, work: Compute) -> bool:
-        """Whether the session is still the one that the work began for: ids can be used again."""
+    def _holder(self, work: Compute) -> _Session | None:
+        """The session that the work began for, if it still is: ids can be used again."""
         session = self._sessions.get(work.envelope.session)
-        return session is not None and session.positions is work.positions
+        return session if session is not None and session.positions is work.positions else None
 
     def _close(self, session_id: bytes) -> list[Action]:
         session = self._sessions.pop(session_id, None)
@@ -238,9 +265,9 @@ class TrunkSessions:
         return session
 
     @staticmethod
-    def _reply(envelope: Envelope, kind: Kind, body: Accept | Nothing) -> Reply:
+    def _reply(envelope: Envelope, kind: Kind, body: Accept | Nothing, to: bytes = BROKER) -> Reply:
         frame = Frame.build(kind, body, session=envelope.session, seq=envelope.seq)
-        return Reply(frame.parts())
+        return Reply(frame.parts(), to)
 
 
 def _readdress(reply: Parts, envelope: Envelope) -> Parts:

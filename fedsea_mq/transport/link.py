@@ -1,4 +1,4 @@
-"""A client's or node's one connection to the broker."""
+"""A connection to one peer: a client's or node's to the broker, a client's to a trunk node."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from fedsea_mq.transport.loop_socket import Context, LoopSocket
 from fedsea_mq.transport.outbox import Outbox
 
 R = TypeVar("R")
-MakeLink = Callable[..., "BrokerLink"]
+MakeLink = Callable[..., "PeerLink"]
 _log = get_logger(__name__)
 # A dealer has one peer and does not address it.
-_BROKER: Final = b""
+_PEER: Final = b""
 
 
-class BrokerLink:
-    """Sends frames to the broker and hands on what comes back. Use with `async with`.
+class PeerLink:
+    """Sends frames to a peer and hands on what comes back. Use with `async with`.
 
-    ZeroMQ reconnects by itself: messages sent while the broker is away are queued up to
+    ZeroMQ reconnects by itself: messages sent while the peer is away are queued up to
     `max_queued`, then let go; requests are made again by whoever waits for an answer.
     """
 
@@ -64,16 +64,16 @@ class BrokerLink:
         await self._socket.__aexit__(*reason)
 
     def send(self, parts: Parts) -> None:
-        """Queue a frame for the broker. Raises `NotRunning`."""
+        """Queue a frame for the peer. Raises `NotRunning`."""
         if not self._socket.is_open:
-            raise NotRunning("the link to the broker is not open")
-        self._outbox.put(_BROKER, parts)
+            raise NotRunning("the link is not open")
+        self._outbox.put(_PEER, parts)
 
     def _transmit(self, _: bytes, parts: Parts, run: Sequence[Parts]) -> None:
         try:
             self._socket.send(parts)
         except SendQueueFull as error:
-            _log.warning("the broker is away", frames_let_go=len(run), reason=str(error))
+            _log.warning("the peer is away", frames_let_go=len(run), reason=str(error))
 
     def _read(self, parts: list[bytes]) -> None:
         frame = _readable(Frame.read, parts)
@@ -89,6 +89,6 @@ def _readable(read: Callable[[Parts], R], parts: Parts) -> R | None:
     try:
         return read(parts)
     except FedSeaError as error:
-        # Only the broker can write to this link; sizes and versions are safe to log.
+        # Only the peer can write to this link; sizes and versions are safe to log.
         _log.warning("frame refused", reason=str(error))
         return None

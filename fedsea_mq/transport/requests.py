@@ -6,14 +6,24 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Final, Protocol
 
-from fedsea_mq.errors import Busy, FedSeaError, NotRunning, PeerUnreachable, RemoteError
+from fedsea_mq.errors import (
+    Busy,
+    FedSeaError,
+    NotRunning,
+    PeerUnreachable,
+    RemoteError,
+    SessionUnknown,
+)
 from fedsea_mq.log import get_logger
 from fedsea_mq.protocol.envelope import NO_SESSION, Kind
 from fedsea_mq.protocol.frames import Frame, Parts, wire_bytes
 from fedsea_mq.protocol.messages import Body
 
 _log = get_logger(__name__)
+# What a trunk node may say by itself; that a session is over is for the broker to tell.
+_DIRECT_REPLIES: Final = frozenset({Kind.RESULT, Kind.RENEWED, Kind.ERROR})
 
 
 @dataclass(slots=True)
@@ -23,6 +33,8 @@ class Traffic:
     bytes_up: int = 0
     bytes_down: int = 0
     round_trips: int = 0
+    direct_trips: int = 0
+    """Of those, the ones that were answered past the broker."""
     refusals: int = 0
     """Busy replies, each waited out and asked again."""
 
@@ -33,6 +45,18 @@ class Patience:
 
     resend_s: float
     give_up_s: float
+
+
+class DirectWay(Protocol):
+    """A way past the broker, which a request takes first."""
+
+    def send(self, parts: Parts) -> None:
+        """Queue the request."""
+        ...
+
+    def failed(self) -> None:
+        """It brought no answer: the request goes through the broker now."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -46,11 +70,12 @@ class _Request:
     traffic: Traffic
     give_up_at: float
     reply: asyncio.Future[Frame]
+    direct: DirectWay | None
     resend_at: float = 0.0
 
 
 class Requests:
-    """The requests of one client over its link."""
+    """The requests of one client: over its link to the broker, or past it where there is a way."""
 
     def __init__(self, send: Callable[[Parts], None], patience: Patience) -> None:
         self._send = send
@@ -68,11 +93,12 @@ class Requests:
         session: bytes = NO_SESSION,
         payload: Sequence[bytes] = (),
         traffic: Traffic | None = None,
+        direct: DirectWay | None = None,
     ) -> Frame:
         """The reply to a request.
 
         The same bytes, sequence number included, are sent again when nothing comes back: the trunk
-        recognises them, so they are never computed twice.
+        recognises them, so they are never computed twice. They go by the `direct` way only once.
 
         Raises:
             PeerUnreachable: no answer within the time to give up.
@@ -89,6 +115,7 @@ class Requests:
             traffic if traffic is not None else Traffic(),
             give_up_at,
             loop.create_future(),
+            direct,
         )
         refused: Busy | None = None
         while True:
@@ -125,7 +152,8 @@ class Requests:
         return reply
 
     def _transmit(self, pending: _Request) -> None:
-        self._send(pending.parts)
+        send = self._send if pending.direct is None else pending.direct.send
+        send(pending.parts)
         pending.traffic.bytes_up += wire_bytes(pending.parts)
 
     def _send_again(self) -> None:
@@ -148,34 +176,62 @@ class Requests:
             return
         _log.warning("no answer yet; sending again", waited_s=round(self._patience.resend_s, 1))
         pending.resend_at = min(pending.give_up_at, now + self._patience.resend_s)
+        self._send_by_broker(pending)
+
+    def _send_by_broker(self, pending: _Request) -> None:
+        if pending.direct is not None:
+            pending.direct.failed()
+            pending.direct = None
         try:
             self._transmit(pending)
         except NotRunning as error:
             pending.reply.set_exception(error)
 
     def receive(self, frame: Frame) -> None:
-        """Give a frame to whoever waits for it; one that nobody waits for is an old duplicate."""
+        """Give the broker's frame to whoever waits for it; else it is an old duplicate."""
         if frame.envelope.kind is Kind.CLOSE:
             self._fail_session(frame)
+        elif (pending := self._asked(frame)) is not None:
+            _settle(pending, frame, _refusal(frame))
+
+    def receive_directly(self, frame: Frame) -> None:
+        """Give a trunk node's own frame to whoever waits for it."""
+        pending = self._asked(frame)
+        if pending is None or frame.envelope.kind not in _DIRECT_REPLIES:
             return
+        refusal = _refusal(frame)
+        if not isinstance(refusal, SessionUnknown):
+            pending.traffic.direct_trips += refusal is None
+            _settle(pending, frame, refusal)
+        elif pending.direct is not None:
+            # Another process may have the endpoint now; the broker knows where the session is.
+            self._send_by_broker(pending)
+
+    def _asked(self, frame: Frame) -> _Request | None:
+        """The request that a frame answers and that still waits."""
         pending = self._pending.get(frame.envelope.seq)
         if pending is None or pending.reply.done() or pending.session != frame.envelope.session:
-            return
-        try:
-            refusal = frame.refusal()
-        except RemoteError as malformed:
-            refusal = malformed
-        if refusal is not None:
-            pending.reply.set_exception(refusal)
-        else:
-            pending.reply.set_result(frame)
+            return None
+        return pending
 
     def _fail_session(self, frame: Frame) -> None:
         """The other side closed a session: what waits for it fails at once."""
-        try:
-            reason: FedSeaError | None = frame.refusal()
-        except RemoteError as malformed:
-            reason = malformed
+        reason = _refusal(frame)
         for pending in self._pending.values():
             if pending.session == frame.envelope.session and not pending.reply.done():
                 pending.reply.set_exception(reason or RemoteError("the session was closed"))
+
+
+def _settle(pending: _Request, frame: Frame, refusal: FedSeaError | None) -> None:
+    if refusal is not None:
+        pending.reply.set_exception(refusal)
+    else:
+        pending.reply.set_result(frame)
+
+
+def _refusal(frame: Frame) -> FedSeaError | None:
+    """What a frame refuses with; that it cannot be read is a refusal, too."""
+    try:
+        return frame.refusal()
+    except RemoteError as malformed:
+        return malformed

@@ -10,7 +10,7 @@ from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Nothing, StatusReport
 from fedsea_mq.settings import BrokerSettings
-from fedsea_mq.transport.link import BrokerLink
+from fedsea_mq.transport.link import PeerLink
 from fedsea_mq.transport.requests import Patience, Requests
 
 _PATIENCE = Patience(resend_s=1.0, give_up_s=5.0)
@@ -20,7 +20,7 @@ class StatusWatch:
     """A link that only asks for reports. Use with `async with`."""
 
     def __init__(self, settings: BrokerSettings) -> None:
-        self._link = BrokerLink(
+        self._link = PeerLink(
             settings.clients, self._receive, max_part_bytes=settings.max_part_mb << 20
         )
         self._requests = Requests(self._link.send, _PATIENCE)

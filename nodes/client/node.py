@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -13,17 +12,18 @@ from transformers import PreTrainedTokenizerBase
 from fedsea_mq.errors import CheckpointError, ContextOverflow, InvalidPrompt, NotRunning
 from fedsea_mq.log import get_logger
 from fedsea_mq.model.sampling import SamplingSettings
-from fedsea_mq.protocol.frames import Frame, Parts
+from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.serving.background import Background
 from fedsea_mq.serving.drafting import Drafting, DraftLength, Drafts, PromptLookup
 from fedsea_mq.settings import Settings, Speculation
-from fedsea_mq.transport.link import BrokerLink, MakeLink
+from fedsea_mq.transport.direct_links import DirectLinks
+from fedsea_mq.transport.link import MakeLink, PeerLink
 from fedsea_mq.transport.requests import Patience, Requests
 from nodes.client.conversation import Conversation, Message
 from nodes.client.draft_model import ModelDrafts
 from nodes.client.engine import ClientEngine, Loaded
 from nodes.client.generation import Generation, GenerationPlan, Token, decode
-from nodes.client.session import ClientSession
+from nodes.client.session import ClientSession, Wires
 
 _log = get_logger(__name__)
 _GREEDY = SamplingSettings()
@@ -39,31 +39,34 @@ class ClientNode:
             async for token in client.generate("Once"):
                 print(token.text, end="")
 
-    `make_link` is what connects it to the broker, for a link that is not plain.
+    `make_link` is what connects it to others, for links that are not plain.
 
     Raises on entry: `CheckpointError`, `UnsupportedModel` or `IllegalCut`, as the model says.
     """
 
-    def __init__(self, settings: Settings, make_link: MakeLink = BrokerLink) -> None:
+    def __init__(self, settings: Settings, make_link: MakeLink = PeerLink) -> None:
         self._settings = settings
         self._make_link = make_link
         self._engine = ClientEngine(settings)
         self._stack = AsyncExitStack()
-        self._wires: _Wires | None = None
+        self._wires: Wires | None = None
         self._draft_length = DraftLength(settings.client.max_draft)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._engine)
             broker, client = self._settings.broker, self._settings.client
-            link = self._make_link(
-                broker.clients, self._receive, max_part_bytes=broker.max_part_mb << 20
-            )
+            max_part_bytes = broker.max_part_mb << 20
+            link = self._make_link(broker.clients, self._receive, max_part_bytes=max_part_bytes)
             await stack.enter_async_context(link)
             requests = Requests(link.send, Patience(client.request_timeout_s, client.give_up_s))
+            direct = DirectLinks(
+                self._make_link, requests, wanted=client.direct, max_part_bytes=max_part_bytes
+            )
+            await stack.enter_async_context(direct)
             background = await stack.enter_async_context(Background())
             background.start(self._engine.batcher.watch(), "fedsea client compute")
-            self._wires = _Wires(requests, link.send, background)
+            self._wires = Wires(requests, link.send, direct, background)
             self._stack = stack.pop_all()
         _log.info("client ready", noise_std=round(self.noise_std, 6), wire=client.wire_dtype.value)
         return self
@@ -133,10 +136,7 @@ class ClientNode:
         """A bare session, to advance token by token. Use with `async with`."""
         if self._wires is None:
             raise NotRunning("the client node is not running")
-        wires = self._wires
-        return ClientSession(
-            self._engine, wires.requests, wires.send, wires.background, max_positions
-        )
+        return ClientSession(self._engine, self._wires, max_positions)
 
     def _generation(self, prompt: list[int], plan: GenerationPlan) -> Generation:
         async def steps(generation: Generation) -> AsyncGenerator[Token]:
@@ -206,12 +206,3 @@ class ClientNode:
         except Exception as error:  # templates raise whatever they like
             raise InvalidPrompt("the chat template refuses these messages") from error
         return list(ids)
-
-
-@dataclass(frozen=True, slots=True)
-class _Wires:
-    """What exists only while the node runs."""
-
-    requests: Requests
-    send: Callable[[Parts], None]
-    background: Background

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final, Self, TypeVar
 
 import torch
@@ -22,17 +23,28 @@ from fedsea_mq.errors import (
 from fedsea_mq.model.attention import Span
 from fedsea_mq.model.wire_states import decode_states, encode_states
 from fedsea_mq.protocol.envelope import SESSION_BYTES, Kind
-from fedsea_mq.protocol.frames import Frame
+from fedsea_mq.protocol.frames import Frame, Parts
 from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Open, Result
 from fedsea_mq.protocol.positions import SentLog
 from fedsea_mq.serving.background import Background
 from fedsea_mq.serving.batcher import Work, joined
 from fedsea_mq.serving.scheduler import Owner
+from fedsea_mq.transport.direct_links import DirectLinks, DirectPath
 from fedsea_mq.transport.requests import Requests, Traffic
 from nodes.client.engine import ClientEngine
 
 T = TypeVar("T")
 _RECOVERIES: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Wires:
+    """How the sessions of a client node reach the broker and their trunk nodes."""
+
+    requests: Requests
+    send: Callable[[Parts], None]
+    direct: DirectLinks
+    background: Background
 
 
 class ClientSession:
@@ -41,24 +53,16 @@ class ClientSession:
     One call at a time: `advance` and `roll_back` are steps of a single sequence.
     """
 
-    def __init__(
-        self,
-        engine: ClientEngine,
-        requests: Requests,
-        send: Callable[[list[bytes]], None],
-        background: Background,
-        max_positions: int,
-    ) -> None:
+    def __init__(self, engine: ClientEngine, wires: Wires, max_positions: int) -> None:
         self._engine = engine
-        self._requests = requests
-        self._send = send
-        self._background = background
+        self._wires = wires
         self._max_positions = max_positions
         self._loaded = engine.loaded
         self._head_cache, self._tail_cache = engine.new_caches(max_positions)
         self._log = SentLog(self._loaded.spec.part_sizes(1))
         self._chain = self._loaded.noise.chain()
         self._accept: Accept | None = None
+        self._path: DirectPath | None = None
         self._id = b""
         # To the client's own batcher every session is as good as another.
         self._owner = Owner(client=b"", session=secrets.token_bytes(SESSION_BYTES))
@@ -91,21 +95,28 @@ class ClientSession:
 
     async def __aenter__(self) -> Self:
         await self._open()
-        self._background.start(self._renew(), "fedsea lease")
+        self._wires.background.start(self._renew(), "fedsea lease")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         # Nothing is awaited here, so that a cancelled generation frees the trunk's KV at once.
         self._closed = True
+        self._leave_path()
         self._engine.batcher.session_left(self._owner.session)
         self._tell_closed()
 
+    def _leave_path(self) -> None:
+        if self._path is not None:
+            self._path.close()
+            self._path = None
+
     def _tell_closed(self) -> None:
         with suppress(NotRunning):  # then the lease frees it
-            self._send(Frame.build(Kind.CLOSE, Nothing(), session=self._id).parts())
+            self._wires.send(Frame.build(Kind.CLOSE, Nothing(), session=self._id).parts())
 
     async def _open(self) -> None:
         """Open under a new id, so that nothing of an older session can be mistaken for this one."""
+        self._leave_path()
         self._id = secrets.token_bytes(SESSION_BYTES)
         asked = Open(
             fingerprint=self._loaded.fingerprint,
@@ -113,8 +124,9 @@ class ClientSession:
             dtype=self._loaded.spec.dtype,
         )
         try:
-            reply = await self._requests.ask(Kind.OPEN, asked, session=self._id)
+            reply = await self._wires.requests.ask(Kind.OPEN, asked, session=self._id)
             self._accept = reply.body(Accept)
+            self._path = await self._wires.direct.path(self._id, self._accept.direct)
         except BaseException:
             self._tell_closed()
             raise
@@ -197,12 +209,14 @@ class ClientSession:
     async def _extend(
         self, cached: int, count: int, returned: int, payload: list[bytes]
     ) -> list[bytes]:
-        reply = await self._requests.ask(
+        direct = None if self._path is None else await self._path.settled()
+        reply = await self._wires.requests.ask(
             Kind.EXTEND,
             Extend(cached=cached, count=count, returned=returned, rewinds=self._rewinds),
             session=self._id,
             payload=payload,
             traffic=self.traffic,
+            direct=direct,
         )
         if reply.envelope.kind is not Kind.RESULT:
             raise MalformedFrame(f"a {reply.envelope.kind.name} frame in reply to an extend")
@@ -263,8 +277,11 @@ class ClientSession:
             await asyncio.sleep(self._terms.lease_ms / 3000)
             if self._closed:
                 return
+            if self._path is not None:
+                self._path.try_again()
+            # By the broker, which so knows of a session whose states do not pass it.
             with suppress(RemoteError):  # a lost session comes back when it is next advanced
-                await self._requests.ask(Kind.RENEW, Nothing(), session=self._id)
+                await self._wires.requests.ask(Kind.RENEW, Nothing(), session=self._id)
 
 
 def _nothing(_: torch.Tensor) -> None:

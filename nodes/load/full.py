@@ -12,7 +12,7 @@ from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.settings import Settings
 from nodes.client import ClientNode
 from nodes.load.job import Job
-from nodes.load.slow_broker_link import link_over
+from nodes.load.slow_peer_link import link_over
 
 
 class FullClient:

@@ -6,6 +6,7 @@ import secrets
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
@@ -18,10 +19,11 @@ from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Open, Result
 from fedsea_mq.protocol.payload import PayloadSpec
 from fedsea_mq.settings import Settings
+from fedsea_mq.transport.direct_links import DirectLinks, DirectPath
 from fedsea_mq.transport.loop_socket import Context
 from fedsea_mq.transport.requests import Patience, Requests, Traffic
 from nodes.load.job import Job
-from nodes.load.slow_broker_link import link_over
+from nodes.load.slow_peer_link import link_over
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,13 @@ class ThinModel:
         return [part[:size] for part, size in zip(self.parts, sizes, strict=True)]
 
 
+@dataclass(slots=True)
+class _Session:
+    id: bytes
+    traffic: Traffic
+    path: DirectPath | None = None
+
+
 class ThinClient:
     """One connection, and any number of sessions over it. Use with `async with`."""
 
@@ -55,20 +64,21 @@ class ThinClient:
     ) -> None:
         self._model = model
         broker, client = settings.broker, settings.client
-        self._link = link_over(link, seed)(
-            broker.clients,
-            self._receive,
-            max_part_bytes=broker.max_part_mb << 20,
-            context=context,
-        )
+        max_part_bytes = broker.max_part_mb << 20
+        make_link = partial(link_over(link, seed), context=context)
+        self._link = make_link(broker.clients, self._receive, max_part_bytes=max_part_bytes)
         patience = Patience(client.request_timeout_s, client.give_up_s)
         self._requests = Requests(self._link.send, patience)
+        self._direct = DirectLinks(
+            make_link, self._requests, wanted=client.direct, max_part_bytes=max_part_bytes
+        )
 
     async def __aenter__(self) -> Self:
         await self._link.__aenter__()
         return self
 
     async def __aexit__(self, *reason: object) -> None:
+        await self._direct.__aexit__(*reason)
         await self._link.__aexit__(*reason)
 
     def _receive(self, frame: Frame) -> None:
@@ -80,42 +90,47 @@ class ThinClient:
         Raises:
             RemoteError: as the broker or the trunk says.
         """
-        request, watch, traffic = job.request, job.watch, job.traffic
-        session = secrets.token_bytes(SESSION_BYTES)
+        request, watch = job.request, job.watch
+        session = _Session(secrets.token_bytes(SESSION_BYTES), job.traffic)
         try:
-            chunk = await self._open(session, request, traffic)
+            chunk = await self._open(session, request)
             cached = 0
             while cached < request.prompt_tokens:
                 count = min(chunk, request.prompt_tokens - cached)
-                cached = await self._extend(session, cached, count, traffic)
+                cached = await self._extend(session, cached, count)
             watch.token(time.monotonic())
             await job.gate()
             watch.decodes(time.monotonic())
             for _ in range(request.new_tokens - 1):
-                cached = await self._extend(session, cached, 1, traffic)
+                cached = await self._extend(session, cached, 1)
                 watch.token(time.monotonic())
         finally:
-            if not job.vanishes:
-                self._close(session)
+            self._end(session, vanishes=job.vanishes)
 
-    async def _open(self, session: bytes, request: Request, traffic: Traffic) -> int:
+    async def _open(self, session: _Session, request: Request) -> int:
         """Open the session; the positions that a frame may have."""
         asked = Open(
             fingerprint=self._model.fingerprint,
             max_positions=request.prompt_tokens + request.new_tokens,
             dtype=self._model.spec.dtype,
         )
-        reply = await self._requests.ask(Kind.OPEN, asked, session=session, traffic=traffic)
-        return reply.body(Accept).max_frame_positions
+        reply = await self._requests.ask(
+            Kind.OPEN, asked, session=session.id, traffic=session.traffic
+        )
+        terms = reply.body(Accept)
+        session.path = await self._direct.path(session.id, terms.direct)
+        return terms.max_frame_positions
 
-    async def _extend(self, session: bytes, cached: int, count: int, traffic: Traffic) -> int:
+    async def _extend(self, session: _Session, cached: int, count: int) -> int:
         """Send `count` positions and wait for as many outputs; the positions cached then."""
+        direct = None if session.path is None else await session.path.settled()
         reply = await self._requests.ask(
             Kind.EXTEND,
             Extend(cached=cached, count=count, returned=count),
-            session=session,
+            session=session.id,
             payload=self._model.payload(count),
-            traffic=traffic,
+            traffic=session.traffic,
+            direct=direct,
         )
         result = reply.body(Result)
         self._model.spec.check(reply.payload, count)
@@ -123,6 +138,9 @@ class ThinClient:
             raise MalformedFrame(f"result up to {result.cached}, expected {cached + count}")
         return result.cached
 
-    def _close(self, session: bytes) -> None:
-        with suppress(NotRunning):
-            self._link.send(Frame.build(Kind.CLOSE, Nothing(), session=session).parts())
+    def _end(self, session: _Session, *, vanishes: bool) -> None:
+        if session.path is not None:
+            session.path.close()
+        if not vanishes:
+            with suppress(NotRunning):
+                self._link.send(Frame.build(Kind.CLOSE, Nothing(), session=session.id).parts())

@@ -30,6 +30,7 @@ from fedsea_mq.serving.compute_thread import compute_thread
 from fedsea_mq.serving.memory import peak_rss_bytes
 from fedsea_mq.serving.scheduler import StepLimits
 from fedsea_mq.serving.trunk_sessions import (
+    BROKER,
     Action,
     Compute,
     Release,
@@ -38,8 +39,8 @@ from fedsea_mq.serving.trunk_sessions import (
     TrunkTerms,
 )
 from fedsea_mq.settings import Settings
-from fedsea_mq.transport.link import BrokerLink
 from nodes.trunk.membership import Membership
+from nodes.trunk.wires import Wires
 
 _log = get_logger(__name__)
 _EXPIRY_CHECK_S = 0.5
@@ -69,22 +70,17 @@ class TrunkNode:
                 executor, StepLimits(trunk.step_positions), max_wait_s=trunk.max_wait_ms / 1000
             )
             await stack.enter_async_context(batcher)
-            link = BrokerLink(
-                self._settings.broker.nodes,
-                self._receive,
-                max_part_bytes=self._settings.broker.max_part_mb << 20,
-            )
-            await stack.enter_async_context(link)
+            wires = await stack.enter_async_context(Wires(self._settings, self._receive))
             background = await stack.enter_async_context(Background())
-            membership = Membership(link.send, self._offer, self._load_now)
+            membership = Membership(wires.send, self._offer, self._load_now)
             stack.callback(membership.leave)
             self._parts = _Parts(
                 run,
                 lambda hidden, spans: split_spans(run(hidden, spans), spans),
                 offer,
-                TrunkSessions(self._terms(run, offer)),
+                TrunkSessions(self._terms(run, offer, wires.direct)),
                 batcher,
-                link,
+                wires,
                 background,
                 membership,
                 _Meter(batcher.stats, time.monotonic()),
@@ -126,6 +122,11 @@ class TrunkNode:
         return len(self._running.sessions)
 
     @property
+    def direct(self) -> str | None:
+        """Where it listens for clients itself, if it does."""
+        return self._running.wires.direct
+
+    @property
     def kv_positions_free(self) -> int:
         """KV positions that no session has reserved."""
         return self._running.sessions.kv_free
@@ -149,7 +150,7 @@ class TrunkNode:
         )
         return run, offer
 
-    def _terms(self, run: BlockRun, offer: _Offer) -> TrunkTerms:
+    def _terms(self, run: BlockRun, offer: _Offer, direct: str | None) -> TrunkTerms:
         trunk = self._settings.trunk
         positions = (trunk.kv_memory_mb << 20) // run.kv_shape.bytes_per_position
         return TrunkTerms(
@@ -161,23 +162,24 @@ class TrunkNode:
             max_sessions=trunk.max_sessions,
             max_frame_positions=trunk.max_frame_positions,
             lease_s=trunk.lease_s,
+            direct=direct,
         )
 
-    def _receive(self, frame: Frame) -> None:
+    def _receive(self, frame: Frame, origin: bytes) -> None:
         parts = self._running
-        if not frame.envelope.session:
+        if origin == BROKER and not frame.envelope.session:
             try:
                 parts.membership.receive(frame)
             except FedSeaError as error:
                 _log.warning("frame refused", reason=str(error))
             return
-        self._act(parts.sessions.receive(frame, time.monotonic()))
+        self._act(parts.sessions.receive(frame, time.monotonic(), origin))
 
     def _act(self, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
-                case Reply(reply):
-                    self._running.link.send(reply)
+                case Reply(reply, to):
+                    self._running.wires.send(reply, to)
                 case Compute():
                     self._compute(action)
                 case Release(session):
@@ -251,6 +253,7 @@ class TrunkNode:
             kv_positions_free=0 if parts.sessions.draining else parts.sessions.kv_free,
             kv_positions_total=terms.kv_positions,
             sessions=len(parts.sessions),
+            direct_sessions=parts.sessions.direct,
             peak_rss_bytes=peak_rss_bytes(),
             **parts.meter.rates(time.monotonic()),
         )
@@ -293,7 +296,7 @@ class _Parts:
     offer: _Offer
     sessions: TrunkSessions
     batcher: Batcher
-    link: BrokerLink
+    wires: Wires
     background: Background
     membership: Membership
     meter: _Meter

@@ -15,7 +15,7 @@ from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.settings import Settings
 from fedsea_mq.tasks.examples import Message, Task, examples
 from nodes.client import ClientNode, Completion
-from nodes.load.slow_broker_link import link_over
+from nodes.load.slow_peer_link import link_over
 
 _LINK: Final = Link(delay_ms=25)
 _SEED: Final = 1000

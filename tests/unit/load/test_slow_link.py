@@ -9,8 +9,8 @@ import statistics
 
 from fedsea_mq.load.plan import LINKS, Link
 from fedsea_mq.load.slow_link import OneWay, SlowLink
-from fedsea_mq.transport.link import BrokerLink
-from nodes.load.slow_broker_link import link_over
+from fedsea_mq.transport.link import PeerLink
+from nodes.load.slow_peer_link import link_over
 
 
 def way(link: Link) -> OneWay:
@@ -64,5 +64,5 @@ async def test_a_slow_link_hands_on_everything_in_order_and_late() -> None:
 
 
 def test_a_plain_network_is_no_emulation_at_all() -> None:
-    assert link_over(LINKS["lan"], seed=0) is BrokerLink
-    assert link_over(LINKS["wan"], seed=0) is not BrokerLink
+    assert link_over(LINKS["lan"], seed=0) is PeerLink
+    assert link_over(LINKS["wan"], seed=0) is not PeerLink

@@ -1,4 +1,4 @@
-"""A client's link to the broker over an emulated network."""
+"""A client's links, to the broker and to trunk nodes, over an emulated network."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fedsea_mq.errors import NotRunning
 from fedsea_mq.load.plan import Link
 from fedsea_mq.load.slow_link import SlowLink
 from fedsea_mq.protocol.frames import Frame, Parts, wire_bytes
-from fedsea_mq.transport.link import BrokerLink, MakeLink
+from fedsea_mq.transport.link import MakeLink, PeerLink
 
 
-class SlowBrokerLink(BrokerLink):
+class SlowPeerLink(PeerLink):
     """A link whose frames take the time, both ways, that they would take over `link`."""
 
     def __init__(
@@ -33,7 +33,7 @@ class SlowBrokerLink(BrokerLink):
         )
 
     def send(self, parts: Parts) -> None:
-        """Have a frame leave for the broker, to be there after the link's delay."""
+        """Have a frame leave for the peer, to be there after the link's delay."""
         self._up.send(parts, wire_bytes(parts))
 
     def _send_now(self, parts: Parts) -> None:
@@ -42,5 +42,5 @@ class SlowBrokerLink(BrokerLink):
 
 
 def link_over(link: Link, seed: int) -> MakeLink:
-    """What makes a client's link, over that network."""
-    return BrokerLink if link.is_plain else partial(SlowBrokerLink, link, random.Random(seed))
+    """What makes a client's links, over that network; each has its whole bandwidth."""
+    return PeerLink if link.is_plain else partial(SlowPeerLink, link, random.Random(seed))

@@ -1,0 +1,98 @@
+"""Where a trunk node listens for clients itself, past the broker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Self
+
+import zmq
+
+from fedsea_mq.errors import FedSeaError, PeerUnreachable, SendQueueFull
+from fedsea_mq.log import get_logger
+from fedsea_mq.protocol.bundle import is_bundle, unbundled
+from fedsea_mq.protocol.envelope import Envelope, Kind
+from fedsea_mq.protocol.frames import Frame, Parts
+from fedsea_mq.transport.loop_socket import LoopSocket
+from fedsea_mq.transport.outbox import Outbox
+
+_log = get_logger(__name__)
+
+
+class DirectListener:
+    """Clients' own connections: hands on their frames with the address to answer to.
+
+    Use with `async with`; `endpoint` is where it listens, with the port that `*` was given.
+
+    Args:
+        on_frame: called with each frame and its sender's address; what is no frame is answered
+            with a typed error here.
+        on_undelivered: called with each message whose receiver is gone, or too slow to take it.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        on_frame: Callable[[Frame, bytes], None],
+        on_undelivered: Callable[[Parts], None],
+        *,
+        max_part_bytes: int,
+        max_queued: int,
+    ) -> None:
+        self.endpoint = endpoint
+        self._on_frame = on_frame
+        self._on_undelivered = on_undelivered
+        self._socket = LoopSocket(
+            zmq.ROUTER,
+            self._read,
+            max_part_bytes=max_part_bytes,
+            max_queued=max_queued,
+            copy=True,
+            split=self._split,
+        )
+        self._outbox = Outbox(self._transmit)
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._socket)
+            self.endpoint = self._socket.bind(self.endpoint)
+            stack.pop_all()
+        return self
+
+    async def __aexit__(self, *reason: object) -> None:
+        self._outbox.flush()
+        await self._socket.__aexit__(*reason)
+
+    def send(self, parts: Parts, to: bytes) -> None:
+        """Queue a frame for a client."""
+        self._outbox.put(to, parts)
+
+    def _transmit(self, peer: bytes, parts: Parts, run: Sequence[Parts]) -> None:
+        try:
+            self._socket.send([peer, *parts])
+        except (PeerUnreachable, SendQueueFull) as error:
+            _log.info("not delivered directly", frames=len(run), reason=str(error))
+            for message in run:
+                self._on_undelivered(message)
+
+    def _split(self, message: list[bytes]) -> Sequence[list[bytes]]:
+        peer, *parts = message
+        if not is_bundle(parts):
+            return [message]
+        try:
+            return [[peer, *one] for one in unbundled(parts)]
+        except FedSeaError as error:
+            self._refuse(peer, error)
+            return []
+
+    def _read(self, message: list[bytes]) -> None:
+        peer, *parts = message
+        try:
+            frame = Frame.read(parts)
+        except FedSeaError as error:
+            self._refuse(peer, error)
+            return
+        self._on_frame(frame, peer)
+
+    def _refuse(self, peer: bytes, error: FedSeaError) -> None:
+        self.send(Frame.error(error, Envelope(Kind.ERROR)).parts(), peer)

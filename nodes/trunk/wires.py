@@ -1,0 +1,63 @@
+"""A trunk node's sockets: the link to the broker, and the door for clients if it has one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Self
+
+from fedsea_mq.protocol.envelope import Envelope, Kind
+from fedsea_mq.protocol.frames import Frame, Parts
+from fedsea_mq.serving.trunk_sessions import BROKER
+from fedsea_mq.settings import Settings
+from fedsea_mq.transport.direct_listener import DirectListener
+from fedsea_mq.transport.link import PeerLink
+
+
+class Wires:
+    """`on_frame` is called with each frame and where it came from. Use with `async with`."""
+
+    def __init__(self, settings: Settings, on_frame: Callable[[Frame, bytes], None]) -> None:
+        broker, direct = settings.broker, settings.trunk.direct
+        max_part_bytes = broker.max_part_mb << 20
+        self._link = PeerLink(
+            broker.nodes, lambda frame: on_frame(frame, BROKER), max_part_bytes=max_part_bytes
+        )
+        self._listener: DirectListener | None = None
+        if direct is not None:
+            self._listener = DirectListener(
+                direct,
+                on_frame,
+                self._undelivered,
+                max_part_bytes=max_part_bytes,
+                max_queued=broker.max_queued_frames,
+            )
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._link)
+            if self._listener is not None:
+                await stack.enter_async_context(self._listener)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *reason: object) -> None:
+        await self._stack.__aexit__(None, None, None)
+
+    @property
+    def direct(self) -> str | None:
+        """The endpoint to offer to clients."""
+        return None if self._listener is None else self._listener.endpoint
+
+    def send(self, parts: Parts, to: bytes = BROKER) -> None:
+        """Queue a frame for the broker or a client."""
+        if to == BROKER or self._listener is None:
+            self._link.send(parts)
+        else:
+            self._listener.send(parts, to)
+
+    def _undelivered(self, parts: Parts) -> None:
+        """A result that its client's own connection did not take goes by way of the broker."""
+        if Envelope.decode(parts[0]).kind is Kind.RESULT:
+            self._link.send(parts)
