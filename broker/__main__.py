@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
-import secrets
 import sys
 
 from broker.server import Broker
-from fedsea_mq.entry import announce, run_process, settings_from_arguments, stop_asked
+from fedsea_mq.entry import (
+    announce,
+    begin_peer_numbers_anywhere,
+    run_process,
+    settings_from_arguments,
+    stop_asked,
+)
 from fedsea_mq.settings import Settings
 
 
@@ -21,17 +25,8 @@ async def serve(settings: Settings) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the process."""
     settings = settings_from_arguments("fedsea_mq broker", arguments)
-    _begin_numbers_anywhere()
+    begin_peer_numbers_anywhere()
     return run_process(serve(settings), settings)
-
-
-def _begin_numbers_anywhere() -> None:
-    """Seed C's `rand`, from which libzmq takes the first of the numbers that it gives its peers.
-
-    Nobody else seeds it, so it would be the same in every process; and libzmq 4.3 aborts the
-    process if a peer has claimed the number that comes up (see docs/privacy.md).
-    """
-    ctypes.CDLL(None).srand(secrets.randbits(32))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import json
 import logging
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Coroutine
@@ -70,6 +72,16 @@ def run_process(main: Coroutine[Any, Any, None], settings: Settings) -> int:
             sys.stderr.write(f"{type(error).__name__}: {error}\n")
         status = 1
     return status
+
+
+def begin_peer_numbers_anywhere() -> None:
+    """Seed C's `rand`, from which libzmq takes the first of the numbers that it gives its peers.
+
+    For processes that listen. Nobody else seeds it, so it would be the same in every process; and
+    libzmq 4.3 aborts the process if a peer has claimed the number that comes up (see
+    docs/privacy.md).
+    """
+    ctypes.CDLL(None).srand(secrets.randbits(32))
 
 
 def leaves(error: BaseException) -> list[BaseException]:

@@ -19,6 +19,9 @@ async def up(settings: Settings) -> None:
         console.print(f"broker for clients  {system.settings.broker.clients}")
         console.print(f"broker for nodes    {system.settings.broker.nodes}")
         console.print(f"trunk nodes         {nodes}")
+        for trunk in system.trunks:
+            if trunk.ready["direct"] is not None:
+                console.print(f"{trunk.ready['node']:<20}{trunk.ready['direct']}, direct")
         console.print("ready; Ctrl-C stops everything", style="dim")
         failure = asyncio.create_task(system.first_failure())
         stop = asyncio.create_task(stop_asked())

@@ -108,6 +108,7 @@ def _report(client: ClientNode, generation: Generation, text: str) -> dict[str, 
         "bytes_up_per_token": round(up, 1),
         "bytes_down_per_token": round(down, 1),
         "node": stats.node,
+        "direct_share": round(stats.direct_share, 3),
     }
 
 
@@ -117,5 +118,5 @@ def _cost(client: ClientNode, generation: Generation) -> str:
     return (
         f"[{stats.new_tokens} tokens; first {stats.ttft_ms:.0f} ms, then {stats.tpot_ms:.1f} ms; "
         f"{up:.0f} bytes up and {down:.0f} down a token; sigma {client.noise_std:.4f}; "
-        f"{stats.node}]"
+        f"{stats.node}{', direct' if stats.direct_share > 0.5 else ''}]"
     ).replace("[", "\\[")

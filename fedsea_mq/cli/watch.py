@@ -34,7 +34,18 @@ async def status(settings: Settings, *, as_json: bool, once: bool) -> None:
 
 def _view(report: StatusReport) -> Group:
     table = Table()
-    for name in ("node", "cut", "model", "sessions", "KV free", "tokens/s", "batch", "busy", "RSS"):
+    for name in (
+        "node",
+        "cut",
+        "model",
+        "sessions",
+        "direct",
+        "KV free",
+        "tokens/s",
+        "batch",
+        "busy",
+        "RSS",
+    ):
         table.add_column(name, overflow="fold")
     for node in report.nodes:
         load = node.load
@@ -44,6 +55,7 @@ def _view(report: StatusReport) -> Group:
             f"{node.head_blocks}+{node.tail_blocks}",
             node.fingerprint[:12],
             str(load.sessions),
+            str(load.direct_sessions),
             f"{free:.0%}",
             f"{load.positions_per_s:.1f}",
             f"{load.mean_batch:.1f}",

@@ -50,6 +50,7 @@ def build_report(plan: LoadPlan, tally: Tally, samples: Samples) -> dict[str, An
         "kv_used": max((s.kv_used for s in steady), default=0.0),
         "jain": jain([tally.tokens_of[name] for name in sorted(tally.tokens_of)]),
         "refusals": tally.refusals,
+        "direct_share": tally.direct_trips / max(1, tally.round_trips),
         "bytes_up": tally.bytes_up,
         "bytes_down": tally.bytes_down,
         "memory": _memory(samples.taken),
@@ -116,7 +117,8 @@ def markdown(report: dict[str, Any]) -> str:
         f"KV reserved at most {report['kv_used']:.1%}",
         f"- fairness (Jain, tokens by client): {report['jain']:.3f}",
         f"- busy replies waited out: {report['refusals']}",
-        f"- bytes: {report['bytes_up']:,} up, {report['bytes_down']:,} down",
+        f"- bytes: {report['bytes_up']:,} up, {report['bytes_down']:,} down; "
+        f"{report['direct_share']:.0%} of the round trips past the broker",
         "",
         "| ms | p50 | p95 | p99 |",
         "|---|---|---|---|",

@@ -38,6 +38,9 @@ class Tally:
     good_tokens: int = 0
     refusals: int = 0
     """Busy replies that were waited out."""
+    round_trips: int = 0
+    direct_trips: int = 0
+    """Round trips to a trunk node, and those of them past the broker."""
     bytes_up: int = 0
     bytes_down: int = 0
     unsent: int = 0

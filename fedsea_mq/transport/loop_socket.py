@@ -37,8 +37,8 @@ _LINGER_MS: Final = 250
 def context_for(sockets: int) -> Iterator[Context]:
     """One context, with its one I/O thread, for so many sockets; closed with what they hold."""
     context: Context = zmq.Context()
-    # ZeroMQ's own limit is 1,023; it keeps some sockets for itself.
-    context.set(zmq.MAX_SOCKETS, sockets + 16)
+    # ZeroMQ's own limit is 1,023; it keeps some sockets for itself, and knows no more than 65,535.
+    context.set(zmq.MAX_SOCKETS, min(sockets + 16, 65_535))
     try:
         yield context
     finally:

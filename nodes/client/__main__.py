@@ -147,6 +147,7 @@ def _report(generation: Generation, ids: list[int], text: str) -> dict[str, Any]
         "bytes_up_per_token": round(up, 1),
         "bytes_down_per_token": round(down, 1),
         "recoveries": stats.recoveries,
+        "direct_share": round(stats.direct_share, 3),
     }
 
 

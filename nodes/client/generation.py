@@ -43,6 +43,10 @@ class GenerationStats:
     accepted: int = 0
     """Of those, the ones that were right."""
     node: str = ""
+    round_trips: int = 0
+    """Frames sent to the trunk and answered."""
+    direct_trips: int = 0
+    """Of those, the ones that did not pass the broker."""
     recoveries: int = 0
     started_at: float = field(default_factory=time.perf_counter)
     first_token_at: float = 0.0
@@ -59,6 +63,11 @@ class GenerationStats:
     def tpot_ms(self) -> float:
         """Time per output token after the first."""
         return (self.last_token_at - self.first_token_at) * 1000 / max(1, self.new_tokens - 1)
+
+    @property
+    def direct_share(self) -> float:
+        """Share of the round trips that did not pass the broker."""
+        return self.direct_trips / max(1, self.round_trips)
 
     @property
     def bytes_per_token(self) -> tuple[float, float]:
@@ -223,7 +232,9 @@ def _note(stats: GenerationStats, session: ClientSession) -> None:
     stats.last_token_at = time.perf_counter()
     stats.new_tokens += 1
     stats.node, stats.recoveries = session.node, session.recoveries
-    stats.total_bytes = (session.traffic.bytes_up, session.traffic.bytes_down)
+    traffic = session.traffic
+    stats.total_bytes = (traffic.bytes_up, traffic.bytes_down)
+    stats.round_trips, stats.direct_trips = traffic.round_trips, traffic.direct_trips
     if stats.new_tokens == 1:
         stats.first_token_at = stats.last_token_at
         stats.prefill_bytes = stats.total_bytes

@@ -22,6 +22,7 @@ from fedsea_mq.model.parts import DTYPES
 from fedsea_mq.protocol.payload import PayloadSpec
 from fedsea_mq.serving.memory import peak_rss_bytes
 from fedsea_mq.settings import Settings
+from fedsea_mq.transport.direct_links import MAX_LINKS
 from fedsea_mq.transport.loop_socket import context_for
 from nodes.load.driver import Driver, SimulatedClient
 from nodes.load.full import FullClient
@@ -60,7 +61,8 @@ async def _clients(
         made = [FullClient(settings, plan.link, seed) for seed in seeds]
     else:
         model = _thin_model(settings)
-        context = stack.enter_context(context_for(len(seeds)))
+        links = 1 + (MAX_LINKS if settings.client.direct else 0)
+        context = stack.enter_context(context_for(links * len(seeds)))
         made = [ThinClient(settings, model, plan.link, seed, context) for seed in seeds]
     return [await stack.enter_async_context(client) for client in made]
 

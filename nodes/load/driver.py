@@ -143,5 +143,7 @@ class Driver:
 
     def _count(self, job: Job) -> None:
         self.tally.refusals += job.traffic.refusals
+        self.tally.round_trips += job.traffic.round_trips
+        self.tally.direct_trips += job.traffic.direct_trips
         self.tally.bytes_up += job.traffic.bytes_up
         self.tally.bytes_down += job.traffic.bytes_down

@@ -45,4 +45,6 @@ class FullClient:
                 if job.watch.tokens == 1:
                     await job.gate()
                     job.watch.decodes(time.monotonic())
-        job.traffic.bytes_up, job.traffic.bytes_down = generation.stats.total_bytes
+        stats, traffic = generation.stats, job.traffic
+        traffic.bytes_up, traffic.bytes_down = stats.total_bytes
+        traffic.round_trips, traffic.direct_trips = stats.round_trips, stats.direct_trips

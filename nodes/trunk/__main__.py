@@ -6,7 +6,13 @@ import sys
 
 import torch
 
-from fedsea_mq.entry import announce, run_process, settings_from_arguments, stop_asked
+from fedsea_mq.entry import (
+    announce,
+    begin_peer_numbers_anywhere,
+    run_process,
+    settings_from_arguments,
+    stop_asked,
+)
 from fedsea_mq.model.attention import compile_attention
 from fedsea_mq.model.parts import DTYPES
 from fedsea_mq.serving.memory import peak_rss_bytes
@@ -25,6 +31,7 @@ async def serve(settings: Settings) -> None:
         announce(
             ready="trunk",
             node=node.name,
+            direct=node.direct,
             baseline_rss=baseline,
             tensor_bytes=node.tensor_bytes,
         )
@@ -36,6 +43,7 @@ async def serve(settings: Settings) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the process."""
     settings = settings_from_arguments("fedsea_mq trunk node", arguments)
+    begin_peer_numbers_anywhere()
     return run_process(serve(settings), settings)
 
 

@@ -15,6 +15,7 @@ import transformers
 
 from fedsea_mq.cli.bench.batching import BATCHING
 from fedsea_mq.cli.bench.comparison import Comparison, Outcome
+from fedsea_mq.cli.bench.direct import DIRECT
 from fedsea_mq.cli.bench.floors import FLOORS
 from fedsea_mq.cli.bench.interference import FAIRNESS, PREFILL
 from fedsea_mq.cli.bench.model_b import write_model
@@ -34,6 +35,7 @@ COMPARISONS: Final = (
     RESENDING,
     TRANSFORMERS,
     RELAYING,
+    DIRECT,
     PREFILL,
     FAIRNESS,
     SPECULATING,
