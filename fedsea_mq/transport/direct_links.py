@@ -49,6 +49,8 @@ class DirectLinks:
         self._wanted = wanted
         self._max_part_bytes = max_part_bytes
         self._connections: dict[str, _Connection] = {}
+        # Closing one takes a moment, in which another session may want the same.
+        self._changing = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         return self
@@ -62,20 +64,30 @@ class DirectLinks:
 
     async def path(self, session: bytes, offered: str | None) -> DirectPath:
         """The session's way to its node; one that cannot be used, if there is none."""
-        connection = None
-        if self._wanted and offered is not None:
-            connection = self._connections.get(offered) or await self._connect(offered)
-        return DirectPath(self._requests, session, connection)
+        if not self._wanted or offered is None:
+            return DirectPath(self._requests, session, None)
+        async with self._changing:
+            return DirectPath(self._requests, session, await self._connection(offered))
 
-    async def _connect(self, endpoint: str) -> _Connection | None:
-        if len(self._connections) >= MAX_LINKS and not await self._make_room():
+    async def _connection(self, endpoint: str) -> _Connection | None:
+        known = self._connections.get(endpoint)
+        if known is not None and (known.sessions or not known.silent):
+            return known
+        if known is not None:
+            # ZeroMQ never tries again where it was refused, as by a node with enough connections.
+            await self._connections.pop(endpoint).link.__aexit__()
+        elif len(self._connections) >= MAX_LINKS and not await self._make_room():
             return None
+        return await self._connect(endpoint, silent=known is not None)
+
+    async def _connect(self, endpoint: str, *, silent: bool) -> _Connection | None:
         connection = _Connection(
             self._make_link(
                 endpoint,
                 lambda frame: self._receive(endpoint, frame),
                 max_part_bytes=self._max_part_bytes,
-            )
+            ),
+            silent=silent,
         )
         try:
             await connection.link.__aenter__()

@@ -13,7 +13,8 @@ from fedsea_mq.log import get_logger
 from fedsea_mq.protocol.bundle import is_bundle, unbundled
 from fedsea_mq.protocol.envelope import Envelope, Kind
 from fedsea_mq.protocol.frames import Frame, Parts
-from fedsea_mq.transport.loop_socket import LoopSocket
+from fedsea_mq.transport.connection_limit import ConnectionLimit
+from fedsea_mq.transport.loop_socket import Context, LoopSocket
 from fedsea_mq.transport.outbox import Outbox
 
 _log = get_logger(__name__)
@@ -27,6 +28,7 @@ class DirectListener:
     Args:
         on_frame: called with each frame and its sender's address; what is no frame is answered
             with a typed error here.
+        max_connections: further clients are refused, and go through the broker.
         on_undelivered: called with each message whose receiver is gone, or too slow to take it.
     """
 
@@ -38,10 +40,12 @@ class DirectListener:
         *,
         max_part_bytes: int,
         max_queued: int,
+        max_connections: int,
     ) -> None:
         self.endpoint = endpoint
         self._on_frame = on_frame
         self._on_undelivered = on_undelivered
+        self._context: Context = zmq.Context()
         self._socket = LoopSocket(
             zmq.ROUTER,
             self._read,
@@ -49,19 +53,24 @@ class DirectListener:
             max_queued=max_queued,
             copy=True,
             split=self._split,
+            context=self._context,
         )
+        self._limit = ConnectionLimit(self._socket, max_connections, self._context)
         self._outbox = Outbox(self._transmit)
+        self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
+            stack.callback(self._context.destroy)
             await stack.enter_async_context(self._socket)
+            await stack.enter_async_context(self._limit)
             self.endpoint = self._socket.bind(self.endpoint)
-            stack.pop_all()
+            stack.callback(self._outbox.flush)
+            self._stack = stack.pop_all()
         return self
 
-    async def __aexit__(self, *reason: object) -> None:
-        self._outbox.flush()
-        await self._socket.__aexit__(*reason)
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.__aexit__(None, None, None)
 
     def send(self, parts: Parts, to: bytes) -> None:
         """Queue a frame for a client."""

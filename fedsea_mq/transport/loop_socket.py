@@ -49,7 +49,7 @@ class LoopSocket:
     """One socket; `on_message` is called with the parts of each message. Use with `async with`.
 
     Args:
-        kind: `zmq.DEALER` or `zmq.ROUTER`.
+        kind: `zmq.DEALER`, `zmq.ROUTER`, or `zmq.PAIR` inside the process.
         max_part_bytes: a peer that sends a larger part is disconnected by ZeroMQ.
         max_queued: messages queued to one peer; beyond it `send` raises.
         split: the messages that one off the wire stands for; each is handled on its own.
@@ -134,6 +134,16 @@ class LoopSocket:
             self._open_socket().connect(endpoint)
         except zmq.ZMQError as error:
             raise EndpointUnavailable(f"cannot connect to {endpoint}: {error.strerror}") from error
+        # A peer inside the process is there at once, and no edge tells of its first message.
+        self._look_soon()
+
+    def monitored(self, events: int) -> str:
+        """Where a PAIR of the same context can hear of those events of this socket."""
+        endpoint = f"inproc://monitor-{id(self)}"
+        # Connections are only asked about in a domain that has a name.
+        self._open_socket().set(zmq.ZAP_DOMAIN, b"fedsea")
+        self._open_socket().monitor(endpoint, events)
+        return endpoint
 
     def send(self, parts: Sequence[Part]) -> None:
         """Queue a message for sending.

@@ -31,6 +31,7 @@ class Wires:
                 self._undelivered,
                 max_part_bytes=max_part_bytes,
                 max_queued=broker.max_queued_frames,
+                max_connections=settings.trunk.max_sessions,
             )
         self._stack = AsyncExitStack()
 
