@@ -93,6 +93,46 @@ async def test_mutated_frames_of_an_open_session_harm_nobody(tiny_llama: Path) -
         assert system.trunks[0].sessions <= 2
 
 
+async def test_mutated_frames_at_a_nodes_own_door_harm_nobody(tiny_llama: Path) -> None:
+    rng = random.Random(6)
+    direct = ["trunk.direct=tcp://127.0.0.1:*", "client.direct=true", "broker.max_part_mb=1"]
+    async with running(tiny_llama, *direct) as system:
+        wanted = await system.client.generate([1, 2, 3], ONE).complete()
+        await until(lambda: system.trunks[0].sessions == 0)
+        door = str(system.trunks[0].direct)
+        await _throw(rng, door, seeds(system), frames=4000)
+        assert system.trunks[0].sessions == 0  # none was opened past the broker
+        with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+            socket.set(zmq.LINGER, 0)
+            socket.connect(door)
+            socket.send_multipart([Envelope(Kind.EXTEND).encode(), bytes(2 << 20)])
+            again = await system.client.generate([1, 2, 3], ONE).complete()
+            assert not socket.poll(0)
+    assert again.tokens == wanted.tokens
+    assert again.stats.direct_share == 1
+
+
+async def test_an_open_session_survives_mutated_frames_of_its_own_past_the_broker(
+    tiny_llama: Path,
+) -> None:
+    """Whoever knows a session's id can spoil that session, and no other."""
+    rng = random.Random(7)
+    async with running(tiny_llama, "trunk.direct=tcp://127.0.0.1:*") as system:
+        wanted = await system.client.generate([1, 2, 3], ONE).complete()
+        async with system.client.session(64) as session:
+            await session.advance([1, 2], lambda _: None)
+            (known,) = system.trunks[0]._running.sessions.ids
+            mine = [
+                [Envelope(Envelope.decode(p[0]).kind, known, 9).encode(), *p[1:]]
+                for p in seeds(system)[:5]
+            ]
+            door = str(system.trunks[0].direct)
+            await _throw(rng, door, mine, keep_envelope=True, frames=4000)
+            assert system.trunks[0].sessions == 1
+            again = await system.client.generate([1, 2, 3], ONE).complete()
+    assert again.tokens == wanted.tokens
+
+
 async def _throw(
     rng: random.Random,
     endpoint: str,
@@ -100,6 +140,7 @@ async def _throw(
     *,
     first: list[bytes] | None = None,
     keep_envelope: bool = False,
+    frames: int = FRAMES,
 ) -> None:
     """Send mutated frames and read what comes back: always a frame of the protocol."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
@@ -110,7 +151,7 @@ async def _throw(
             (accept,) = await _answers(socket, at_least=1)
             assert accept.envelope.kind is Kind.ACCEPT
         answers = 0
-        for number in range(FRAMES):
+        for number in range(frames):
             parts = mutate(rng, rng.choice(good))
             if keep_envelope:
                 parts[:1] = [rng.choice(good)[0]]
@@ -118,8 +159,8 @@ async def _throw(
                 socket.send_multipart(parts)
             if number % 16 == 0:
                 answers += len(await _answers(socket))
-        answers += len(await _answers(socket, at_least=FRAMES // 4 - answers))
-    assert answers >= FRAMES // 4
+        answers += len(await _answers(socket, at_least=frames // 4 - answers))
+    assert answers >= frames // 4
 
 
 async def _answers(socket: zmq.Socket[bytes], at_least: int = 0) -> list[Frame]:

@@ -1,17 +1,15 @@
 """What crosses the network and what a trunk logs: no text, no token ids, no un-noised states.
 
-Every byte of a session is captured on both sides of the broker, by forwarders that stand where a
-wiretap would.
+Every byte of a session is captured on both sides of the broker, and past it, by forwarders that
+stand where a wiretap would.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import struct
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 
 import msgpack
 import pytest
@@ -22,66 +20,44 @@ from fedsea_mq.model.attention import Span
 from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.settings import Settings
 from nodes import ClientNode, TrunkNode
+from tests.integration.forwarding import forwarding
 from tests.integration.systems import EXACT
 
 TEXT = "The story is: Marina keeps a red fox. Toban is a baker in Ashford. Who keeps the fox?"
 
 
-class Wiretap:
-    """Forwards TCP connections to an endpoint and keeps every byte, in either direction."""
-
-    def __init__(self, endpoint: str) -> None:
-        self._host, port = endpoint.removeprefix("tcp://").split(":")
-        self._port = int(port)
-        self.heard = bytearray()
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there = await asyncio.open_connection(self._host, self._port)
-        await asyncio.gather(self._copy(reader, there[1]), self._copy(there[0], writer))
-
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while chunk := await reader.read(1 << 16):
-                self.heard += chunk
-                writer.write(chunk)
-                await writer.drain()
-        except ConnectionError:
-            pass
-        finally:
-            writer.close()
-
-
-@asynccontextmanager
-async def tapped(endpoint: str) -> AsyncIterator[tuple[Wiretap, str]]:
-    tap = Wiretap(endpoint)
-    server = await asyncio.start_server(tap.serve, "127.0.0.1", 0)
-    try:
-        yield tap, f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-
-
+@pytest.mark.parametrize("direct", [False, True], ids=["relayed", "direct"])
 async def test_no_text_and_no_token_ids_on_the_wire_or_in_the_logs(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, direct: bool
 ) -> None:
     caplog.set_level(logging.DEBUG)
     settings = Settings.load(None, [*EXACT, "noise.mode=relative", "log.level=debug"])
+    settings = settings.replace(
+        trunk={"direct": "tcp://127.0.0.1:*" if direct else None}, client={"direct": direct}
+    )
     async with AsyncExitStack() as stack:
         broker = await stack.enter_async_context(Broker(settings.broker))
-        client_tap, clients = await stack.enter_async_context(tapped(broker.clients))
-        node_tap, nodes = await stack.enter_async_context(tapped(broker.nodes))
-        settings = settings.replace(broker={"clients": clients, "nodes": nodes})
+        client_tap = await stack.enter_async_context(forwarding(broker.clients))
+        node_tap = await stack.enter_async_context(forwarding(broker.nodes))
+        door_tap = await stack.enter_async_context(forwarding())
+        settings = settings.replace(
+            broker={"clients": client_tap.endpoint, "nodes": node_tap.endpoint}
+        )
         trunk = await stack.enter_async_context(TrunkNode(settings))
         await trunk.registered()
+        if trunk.direct is not None:
+            door_tap.target = trunk.direct
+            node_tap.rewrites = {trunk.direct.encode(): door_tap.endpoint.encode()}
         client = await stack.enter_async_context(ClientNode(settings))
         prompt = list(client.tokenizer(TEXT)["input_ids"])
         sampling = SamplingSettings(max_new_tokens=24, ignore_eos=True)
         answer = await client.generate(prompt, sampling).complete()
         clean = _clean_states(client, prompt)
     tokens = prompt + answer.tokens
-    heard = bytes(client_tap.heard), bytes(node_tap.heard)
-    # The states of the whole prompt did cross both links: the wiretap hears what there is.
-    assert all(len(bytes_) > len(tokens) * clean.shape[1] * 4 for bytes_ in heard)
+    heard = [bytes(tap.heard) for tap in (client_tap, node_tap, door_tap)]
+    # The states of the whole prompt did cross these links: the wiretap hears what there is.
+    crossed = [len(bytes_) > len(tokens) * clean.shape[1] * 4 for bytes_ in heard]
+    assert crossed == ([False, False, True] if direct else [True, True, False])
     logs = "\n".join(json.dumps(record.__dict__, default=str) for record in caplog.records)
     assert "trunk ready" in logs
     for bytes_ in (*heard, logs.encode()):

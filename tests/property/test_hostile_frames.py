@@ -23,7 +23,7 @@ from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame, Parts
 from fedsea_mq.protocol.messages import Extend, Nothing, Open
 from fedsea_mq.protocol.payload import WireDtype
-from fedsea_mq.serving.trunk_sessions import Compute, Reply
+from fedsea_mq.serving.trunk_sessions import BROKER, Compute, Reply
 from tests.property.mutations import mutated
 from tests.unit.broker import placing as broker
 from tests.unit.protocol.bodies import BODIES
@@ -142,9 +142,12 @@ def decodes(reader: Callable[[], object]) -> bool:
     return True
 
 
-def test_nothing_comes_out_of_the_trunks_sessions_but_valid_replies() -> None:
+@pytest.mark.parametrize("origin", [BROKER, b"a client"], ids=["relayed", "direct"])
+def test_nothing_comes_out_of_the_trunks_sessions_but_valid_replies(origin: bytes) -> None:
     def sessions(_: int) -> Callable[[Parts], bool]:
         held = trunk.Trunk()
+        if origin != BROKER:
+            held.open(trunk.ANNA)
 
         def receive(parts: Parts) -> bool:
             try:
@@ -152,13 +155,16 @@ def test_nothing_comes_out_of_the_trunks_sessions_but_valid_replies() -> None:
             except FedSeaError:
                 return False
             held.now += 0.01
-            actions = held.sessions.receive(frame, held.now)
+            actions = held.sessions.receive(frame, held.now, origin)
             for action in actions:
                 if isinstance(action, Compute):
                     actions = held.sessions.computed(action, trunk.states(1))
             replies = [action for action in actions if isinstance(action, Reply)]
+            assert all(reply.to == origin for reply in replies)
+            assert origin == BROKER or held.sessions.ids == [trunk.ANNA]
             refused = [is_refusal(reply.parts) for reply in replies]
-            held.sessions.expire(held.now)
+            if origin == BROKER:
+                held.sessions.expire(held.now)
             assert 0 <= held.sessions.kv_free <= trunk.TERMS.kv_positions
             assert len(held.sessions) <= trunk.TERMS.max_sessions
             return not all(refused)

@@ -162,3 +162,15 @@ def test_a_replacement_is_checked_like_a_file() -> None:
 @pytest.mark.parametrize("config", sorted(Path("configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_config_that_is_shipped_loads(config: Path) -> None:
     assert isinstance(Settings.load(config), Settings)
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://10.0.0.7:7710", "tcp://127.0.0.1:*"])
+def test_a_node_listens_where_clients_can_be_sent(endpoint: str) -> None:
+    assert Settings.load(None, [f"trunk.direct={endpoint}"]).trunk.direct == endpoint
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["tcp://0.0.0.0:7710", "tcp://node-3:7710", "ipc:///tmp/door", "tcp://10.0.0.7"]
+)
+def test_a_node_cannot_offer_what_is_not_the_address_of_one_machine(endpoint: str) -> None:
+    assert "trunk.direct" in refusal(None, f"trunk.direct={endpoint}")

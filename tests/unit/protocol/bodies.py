@@ -13,6 +13,7 @@ LOAD = m.Load(
     kv_positions_free=3,
     kv_positions_total=9,
     sessions=2,
+    direct_sessions=1,
     positions_per_s=1.5,
     mean_batch=2.5,
     busy_share=0.5,
@@ -29,7 +30,9 @@ BODIES: list[Any] = [
         client=b"peer",
         urgency=2,
     ),
-    m.Accept(node="trunk-1", max_frame_positions=512, lease_ms=30_000),
+    m.Accept(
+        node="trunk-1", max_frame_positions=512, lease_ms=30_000, direct="tcp://10.0.0.7:65535"
+    ),
     m.BusyNotice(retry_after_ms=500),
     m.Extend(cached=0, count=1, returned=0),
     m.Result(cached=1, returned=1),
@@ -58,6 +61,14 @@ _NO_DIGEST = [
     FINGERPRINT + "\n", FINGERPRINT.encode(), 5, None, SECRET,
 ]  # fmt: skip
 _NO_NAME = ["", "a" * 65, "a b", "a\n", "ä", "../x", b"abc", 5, None, SECRET + "!"]
+_NO_ENDPOINT = [
+    "", "tcp://10.0.0.7", "tcp://10.0.0.7:", "tcp://10.0.0.7:*", "tcp://10.0.0.7:0",
+    "tcp://10.0.0.7:65536", "tcp://10.0.0.7:7710\n", " tcp://10.0.0.7:7710", "tcp://10.0.0:7710",
+    "tcp://10.0.0.256:7710", "tcp://10.0.0.07:7710", "tcp://0.0.0.0:7710", "tcp://*:7710",
+    "tcp://224.0.0.1:7710", "tcp://255.255.255.255:1", "tcp://localhost:7710", "tcp://[::1]:7710",
+    "tcp://10.0.0.1;10.0.0.7:7710", "tcp://\u0661\u0660.0.0.7:7710", "ipc:///run/docker.sock", "inproc://a",
+    "udp://10.0.0.7:7710", "10.0.0.7:7710", b"tcp://10.0.0.7:7710", 5, ["tcp://10.0.0.7:1"], SECRET,
+]  # fmt: skip
 _NO_LIST = [None, 5, SECRET, {}, {SECRET: 1}, [None], [5], [SECRET], [b"short"], [bytes(17)], [[]]]
 _NO_MAP = [None, 5, SECRET, [], [SECRET], {}, {SECRET: 1}]
 
@@ -70,6 +81,7 @@ WRONG: dict[str, list[Any]] = {
     "node": _NO_NAME,
     "name": _NO_NAME,
     "max_frame_positions": [*_NO_POSITIONS, 0],
+    "direct": _NO_ENDPOINT,
     "lease_ms": [*_NO_MS, 0, 9],
     "retry_after_ms": [*_NO_MS, 0, 9],
     "heartbeat_ms": _NO_MS,
@@ -84,6 +96,7 @@ WRONG: dict[str, list[Any]] = {
     "kv_positions_free": _NO_COUNT,
     "kv_positions_total": _NO_COUNT,
     "peak_rss_bytes": _NO_COUNT,
+    "direct_sessions": _NO_COUNT,
     "frames_relayed": _NO_COUNT,
     "bytes_relayed": _NO_COUNT,
     "errors": _NO_COUNT,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from fedsea_mq.errors import EndpointUnavailable, MalformedFrame, UnsupportedVersion
-from fedsea_mq.protocol.envelope import Kind
+from fedsea_mq.protocol.envelope import Envelope, Kind
 from fedsea_mq.protocol.frames import Frame, Parts
 from fedsea_mq.protocol.messages import Nothing
 from fedsea_mq.transport.direct_listener import DirectListener
@@ -42,7 +42,9 @@ class Door:
 
     def answer(self, frame: Frame, peer: bytes) -> None:
         self.asked.append(peer)
-        self.listener.send(ANSWER, peer)
+        said = frame.envelope
+        renewed = Frame.build(Kind.RENEWED, Nothing(), session=said.session, seq=said.seq)
+        self.listener.send(renewed.parts(), peer)
 
 
 @asynccontextmanager
@@ -69,7 +71,7 @@ async def test_each_client_gets_its_own_answers_though_they_came_in_one_message(
         ([b"garbage", b""], MalformedFrame),
         ([b"\x94\x09\x08\xc4\x00\x00", b"\x00\x80"], UnsupportedVersion),
         ([ASK[0]], MalformedFrame),
-        ([b"\x94\x02\x0c\xc4\x00\x00", b"\x93", b""], MalformedFrame),  # a bundle of nothing
+        ([Envelope(Kind.BUNDLE).encode(), b"\x93", b""], MalformedFrame),
     ],
 )
 async def test_what_is_no_frame_is_told_so(parts: Parts, error: type[Exception]) -> None:

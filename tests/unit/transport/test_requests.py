@@ -18,6 +18,7 @@ from fedsea_mq.errors import (
     PeerUnreachable,
     RemoteError,
     SessionLost,
+    SessionUnknown,
 )
 from fedsea_mq.protocol.envelope import Envelope, Kind
 from fedsea_mq.protocol.frames import Frame, Parts, wire_bytes
@@ -215,3 +216,77 @@ async def test_a_request_with_the_broker_itself_has_no_session() -> None:
     line = Line(says_result)
     reply = await line.requests.ask(Kind.STATUS, Nothing())
     assert reply.envelope.session == b""
+
+
+@dataclass
+class Door:
+    """A way past the broker: what was sent there, and how often it was given up."""
+
+    sent: list[Parts] = field(default_factory=list)
+    failures: int = 0
+
+    def send(self, parts: Parts) -> None:
+        self.sent.append(parts)
+
+    def failed(self) -> None:
+        self.failures += 1
+
+
+async def asked_directly(line: Line, door: Door, traffic: Traffic) -> asyncio.Task[Frame]:
+    """A request that is on its way past the broker."""
+    asking = line.requests.ask(
+        Kind.EXTEND, BODY, session=S1, payload=[b"states"], traffic=traffic, direct=door
+    )
+    task = asyncio.create_task(asking)
+    while not door.sent:
+        await asyncio.sleep(0)
+    return task
+
+
+async def test_a_request_past_the_broker_is_answered_from_there() -> None:
+    line, door, traffic = Line(says_nothing), Door(), Traffic()
+    task = await asked_directly(line, door, traffic)
+    line.requests.receive_directly(says_result(Frame.read(door.sent[0]), 0))
+    assert (await task).payload == [b"out"]
+    assert (line.sent, door.failures) == ([], 0)
+    assert (traffic.round_trips, traffic.direct_trips) == (1, 1)
+
+
+async def test_given_silence_past_the_broker_then_the_same_bytes_go_through_it() -> None:
+    line, door, traffic = Line(says_result, QUICK), Door(), Traffic()
+    task = await asked_directly(line, door, traffic)
+    await task
+    assert line.sent == door.sent
+    assert len(line.sent) == 1
+    assert door.failures == 1
+    assert (traffic.round_trips, traffic.direct_trips) == (1, 0)
+
+
+async def test_given_a_stranger_past_the_broker_then_the_broker_is_asked_at_once() -> None:
+    line, door = Line(says_result), Door()
+    task = await asked_directly(line, door, Traffic())
+    stranger = Frame.error(SessionUnknown("not here"), Frame.read(door.sent[0]).envelope)
+    line.requests.receive_directly(stranger)
+    assert (await task).body(Result) == RESULT
+    assert line.sent == door.sent
+    assert door.failures == 1
+
+
+async def test_what_is_no_answer_of_a_node_is_ignored_past_the_broker() -> None:
+    line, door = Line(says_nothing), Door()
+    task = await asked_directly(line, door, Traffic())
+    envelope = Frame.read(door.sent[0]).envelope
+    line.requests.receive_directly(Frame.closing(SessionLost("gone"), S1))
+    for kind in (Kind.ACCEPT, Kind.BUSY, Kind.CLOSE, Kind.STATUS_REPORT):
+        line.requests.receive_directly(Frame(Envelope(kind, S1, envelope.seq), b"\x00\x80"))
+    assert not task.done()
+    line.requests.receive_directly(says_result(Frame.read(door.sent[0]), 0))
+    await task
+
+
+async def test_the_broker_closes_sessions_whose_requests_go_past_it() -> None:
+    line, door = Line(says_nothing), Door()
+    task = await asked_directly(line, door, Traffic())
+    line.requests.receive(Frame.closing(SessionLost("the node is gone"), S1))
+    with pytest.raises(SessionLost):
+        await task

@@ -1,0 +1,72 @@
+"""A client's connections to nodes: few, shared, and only where it may."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from fedsea_mq.protocol.frames import Parts
+from fedsea_mq.transport.direct_links import MAX_LINKS, DirectLinks
+from fedsea_mq.transport.link import PeerLink
+from fedsea_mq.transport.requests import Patience, Requests
+from tests.integration.systems import until
+from tests.unit.transport.test_direct_listener import S1, Door
+
+# Nobody listens on these.
+NOWHERE = [f"tcp://127.0.0.1:{port}" for port in range(1, MAX_LINKS + 5)]
+
+
+@asynccontextmanager
+async def links(*, wanted: bool = True) -> AsyncIterator[DirectLinks]:
+    def broker(_: Parts) -> None:
+        return
+
+    requests = Requests(broker, Patience(resend_s=30, give_up_s=60))
+    async with DirectLinks(PeerLink, requests, wanted=wanted, max_part_bytes=1 << 16) as made:
+        yield made
+
+
+async def test_a_door_that_answers_for_the_session_is_the_way_to_take() -> None:
+    door = Door()
+    async with door.listener, links() as made:
+        path = await made.path(S1, door.listener.endpoint)
+        assert await path.settled() is path
+        path.close()
+        assert not path.is_usable
+
+
+@pytest.mark.parametrize(("wanted", "offered"), [(False, NOWHERE[0]), (True, None)])
+async def test_without_an_offer_or_against_the_settings_there_is_no_way(
+    wanted: bool, offered: str | None
+) -> None:
+    async with links(wanted=wanted) as made:
+        path = await made.path(S1, offered)
+        assert await path.settled() is None
+        path.close()
+        assert len(made) == 0
+
+
+async def test_however_many_endpoints_are_offered_there_is_an_end_to_connections() -> None:
+    async with links() as made:
+        paths = [await made.path(S1, endpoint) for endpoint in NOWHERE]
+        assert len(made) == MAX_LINKS
+        for path in paths:
+            path.close()
+        for endpoint in NOWHERE[MAX_LINKS:]:  # takes the place of one that nobody uses
+            (await made.path(S1, endpoint)).close()
+        assert len(made) == MAX_LINKS
+
+
+async def test_a_way_that_failed_is_left_until_it_answers_again() -> None:
+    door = Door()
+    async with door.listener, links() as made:
+        path = await made.path(S1, door.listener.endpoint)
+        other = await made.path(S1, door.listener.endpoint)
+        assert await other.settled() is other
+        path.failed()
+        assert await path.settled() is None
+        assert await other.settled() is None  # what is silent for one is silent for all
+        path.try_again()
+        await until(lambda: path.is_usable and other.is_usable)
