@@ -114,6 +114,13 @@ class Child:
         return self._errors.read_text(errors="replace")[-_TAIL_CHARS:].strip() or "no log"
 
 
+def _on_free_ports(settings: Settings) -> Settings:
+    """The same, beside whatever else runs on this machine."""
+    free = "tcp://127.0.0.1:*"
+    direct = None if settings.trunk.direct is None else free
+    return settings.replace(broker={"clients": free, "nodes": free}, trunk={"direct": direct})
+
+
 class LocalSystem:
     """A broker and trunk nodes on free ports of this machine. Use with `async with`.
 
@@ -131,13 +138,7 @@ class LocalSystem:
     ) -> None:
         self._joins = joins
         self._trunks = settings.trunk.nodes if trunks is None else trunks
-        self.settings = (
-            settings
-            if keep_endpoints or joins
-            else settings.replace(
-                broker={"clients": "tcp://127.0.0.1:*", "nodes": "tcp://127.0.0.1:*"}
-            )
-        )
+        self.settings = settings if keep_endpoints or joins else _on_free_ports(settings)
         self._folder = tempfile.TemporaryDirectory(prefix="fedsea-")
         self._children: list[Child] = []
         self.broker: Child

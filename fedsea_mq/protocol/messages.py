@@ -189,7 +189,10 @@ class NodeStatus:
 
 @dataclass(frozen=True, slots=True, config=_BODY)
 class StatusReport:
-    """The broker's view of its nodes, sessions and traffic since it started."""
+    """The broker's view of its nodes, sessions and traffic since it started.
+
+    What is relayed is what passed the broker: states on a direct path are not in it.
+    """
 
     uptime_s: Rate
     sessions: Count
