@@ -45,6 +45,10 @@ class InvalidPrompt(LocalError):
     """A prompt that is empty, not of the model's vocabulary, or a chat without a template."""
 
 
+class TaskDataError(LocalError):
+    """A task's data cannot be read, or a record lacks a field or holds a wrong one."""
+
+
 class NotRunning(LocalError):
     """A node, link or session was used before `async with` entered it or after it was left."""
 

@@ -18,6 +18,7 @@ from fedsea_mq.cli.output import console, print_json, print_table, progress_cons
 from fedsea_mq.entry import leaves
 from fedsea_mq.errors import ConfigError, FedSeaError, PeerUnreachable
 from fedsea_mq.settings import Settings, explain
+from fedsea_mq.tasks.task import Split, Wanted
 
 app = typer.Typer(
     name="fedsea",
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench, name="bench")
-Count = Annotated[int, typer.Option("--n", min=1, help="Examples of each task.")]
+Count = Annotated[int, typer.Option("--n", min=1, help="Examples of a task.")]
 
 
 def _version(asked: bool) -> None:
@@ -285,21 +286,37 @@ def loadtest(
 def evaluate(
     config: options.Config = None,
     set_: options.Overrides = None,
+    task: Annotated[
+        str | None, typer.Option(help="superglue/..., xsum, coqa, embedded/... or jsonl:PATH.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="The task's file, folder or hub id; else its own on the hub.")
+    ] = None,
+    split: Annotated[Split, typer.Option(help="Of the task's data.")] = Split.VALIDATION,
     count: Count = 200,
-    seed: Annotated[int, typer.Option(help="Seed of the held-out worlds.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the worlds, or of which examples.")] = 1000,
     join: Annotated[bool, typer.Option(help="Use the running broker of the settings.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Score the embedded tasks through the split system, with the settings' noise and without."""
-    from fedsea_mq.cli.score import score as run
+    """Score a task, or the embedded three, with the settings' noise and without."""
+    from fedsea_mq.cli import score
+    from fedsea_mq.tasks.registry import find
 
     settings = _quiet(config, set_)
-    noises: list[dict[str, Any]] = [settings.noise.model_dump(mode="json"), {"mode": "off"}]
-    noised, noise_free = _run(run(settings, noises, count=count, seed=seed, join=join))
-    if as_json:
-        print_json({**noised.as_json(), "noise_off": noise_free.as_json(), "n": count})
+    if task is None and data is not None:
+        raise ConfigError("--data: of which --task?")
+    said: dict[str, Any]
+    if task is None:
+        asked, said = score.embedded(count, seed), {"n": count}
     else:
-        _print_scores("embedded tasks, held-out worlds", [noise_free, noised])
+        one = score.Asked.of(find(task, data), Wanted(split, count, seed))
+        asked, said = [one], {"task": task, "n": one.units, "answers": len(one.examples)}
+    noises: list[dict[str, Any]] = [settings.noise.model_dump(mode="json"), {"mode": "off"}]
+    noised, noise_free = _run(score.score(settings, noises, asked, join=join))
+    if as_json:
+        print_json({**noised.as_json(), "noise_off": noise_free.as_json(), **said})
+    else:
+        score.print_scores(task or "embedded tasks, held-out worlds", [noise_free, noised])
 
 
 @app.command()
@@ -315,14 +332,14 @@ def sweep(
     as_json: options.AsJson = False,
 ) -> None:
     """Find the largest noise at which no embedded task loses more than a point."""
-    from fedsea_mq.cli.score import largest_harmless
-    from fedsea_mq.cli.score import score as run
+    from fedsea_mq.cli import score
 
     settings = _quiet(config, set_)
     noises: list[dict[str, Any]] = [{"mode": "off"}]
     noises += [{"mode": "relative", "scale": scale} for scale in _numbers(scales)]
-    noise_free, *noised = _run(run(settings, noises, count=count, seed=seed, join=False))
-    chosen = largest_harmless(noise_free, noised, points)
+    asked = score.embedded(count, seed)
+    noise_free, *noised = _run(score.score(settings, noises, asked, join=False))
+    chosen = score.largest_harmless(noise_free, noised, points)
     if as_json:
         print_json(
             {
@@ -334,7 +351,7 @@ def sweep(
             }
         )
         return
-    _print_scores("noise sweep, held-out worlds", [noise_free, *noised])
+    score.print_scores("noise sweep, held-out worlds", [noise_free, *noised])
     if chosen is None:
         console.print(f"even the smallest scale costs more than {points:g} points")
     else:
@@ -355,33 +372,6 @@ def status(
     from fedsea_mq.cli.watch import status as run
 
     _run(run(Settings.load(config, set_ or []), as_json=as_json, once=once))
-
-
-def _print_scores(title: str, scored: list[Any]) -> None:
-    print_table(
-        title,
-        [
-            "noise/RMS",
-            "sigma",
-            "understanding",
-            "conversation F1",
-            "exact",
-            "summary ROUGE-L",
-            "cut",
-        ],
-        [
-            (
-                f"{one.sigma_over_head_rms:.2f}" if one.sigma else "off",
-                f"{one.sigma:.4f}",
-                f"{one.scores.understanding_accuracy:.1%}",
-                f"{one.scores.conversation_f1:.1%}",
-                f"{one.scores.conversation_exact:.1%}",
-                f"{one.scores.summary_rouge_l:.3f}",
-                one.cut,
-            )
-            for one in scored
-        ],
-    )
 
 
 def _numbers(text: str) -> list[float]:

@@ -14,11 +14,12 @@ from rich.text import Text
 from fedsea_mq.cli.output import console, print_json, progress_console
 from fedsea_mq.cli.processes import Child, LocalSystem
 from fedsea_mq.errors import ProcessFailed
+from fedsea_mq.model.chat import Message
 from fedsea_mq.settings import Settings
-from fedsea_mq.tasks.examples import Message, Task, examples
+from fedsea_mq.tasks.dialogues import Kind, dialogues
 
 _SEED = 7
-_TASKS = (Task.SUMMARY, Task.CONVERSATION, Task.REPEAT)
+_KINDS = (Kind.SUMMARY, Kind.CONVERSATION, Kind.REPEAT)
 _REPORTED = ("new_tokens", "ttft_ms", "tpot_ms", "bytes_up_per_token", "bytes_down_per_token")
 
 
@@ -56,7 +57,7 @@ async def demo(settings: Settings, *, as_json: bool) -> None:
     async with LocalSystem(settings) as system:
         asked = [
             Asked(await system.start_client(f"client-{number}"), _question(task))
-            for number, task in enumerate(_TASKS)
+            for number, task in enumerate(_KINDS)
         ]
         await asyncio.gather(*(one.child.wait_ready() for one in asked))
         await _ask_all(asked, live=not as_json)
@@ -67,9 +68,9 @@ async def demo(settings: Settings, *, as_json: bool) -> None:
         _explain(settings, nodes)
 
 
-def _question(task: Task) -> list[Message]:
+def _question(kind: Kind) -> list[Message]:
     # A world of its own for each client: they are strangers to each other.
-    return next(examples(task, _SEED + list(_TASKS).index(task), 1)).messages(0)
+    return next(dialogues(kind, _SEED + list(_KINDS).index(kind), 1)).messages(0)
 
 
 async def _ask_all(asked: list[Asked], *, live: bool) -> None:

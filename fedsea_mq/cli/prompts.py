@@ -9,7 +9,7 @@ from typing import Any
 
 from fedsea_mq.errors import CheckpointError, ConfigError
 from fedsea_mq.model.checkpoint import Checkpoint
-from fedsea_mq.tasks.examples import Task, examples
+from fedsea_mq.tasks.dialogues import Kind, dialogues
 
 _SEED = 11
 
@@ -64,9 +64,9 @@ def _text(record: Any, file: Path, number: int) -> str:
 
 def _own_texts(count: int) -> list[str]:
     told = [
-        example.messages(0)[0]["content"]
-        for task in (Task.UNDERSTANDING, Task.SUMMARY, Task.CONVERSATION)
-        for example in examples(task, _SEED, -(-count // 3))
+        dialogue.messages(0)[0]["content"]
+        for kind in (Kind.UNDERSTANDING, Kind.SUMMARY, Kind.CONVERSATION)
+        for dialogue in dialogues(kind, _SEED, -(-count // 3))
     ]
     return told[:count]
 

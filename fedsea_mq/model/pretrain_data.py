@@ -11,8 +11,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from fedsea_mq.tasks.examples import (
-    Example,
+from fedsea_mq.tasks.dialogues import (
+    Dialogue,
     conversation,
     mixed,
     repeat,
@@ -41,7 +41,7 @@ _TOKENIZER_DOCUMENTS: Final = 12_000
 _POOL_BATCHES: Final = 8
 
 
-def document(rng: random.Random, world: World) -> Example:
+def document(rng: random.Random, world: World) -> Dialogue:
     """One training example: more turns a passage than evaluation asks, to learn more from each."""
     story = world.story()
     kind = rng.random()
@@ -121,10 +121,10 @@ class DocumentStream:
             tokens += len(documents[-1][0])
         return documents
 
-    def encode(self, example: Example) -> tuple[list[int], list[bool]]:
+    def encode(self, dialogue: Dialogue) -> tuple[list[int], list[bool]]:
         """Token ids as the chat template gives them, and which of them belong to answers."""
         ids, is_answer = [self._bos], [False]
-        for turn in example.turns:
+        for turn in dialogue.turns:
             for role, text in ((self._user, turn.said), (self._assistant, turn.answer)):
                 piece = self._tokenizer.backend_tokenizer.encode(f" {text}").ids
                 ids += [role, *piece, self._end]

@@ -1,86 +1,76 @@
-"""Score whatever answers chat messages on the embedded tasks, in held-out worlds."""
+"""Ask a model the examples of a task, and score what it answers."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from statistics import fmean
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
-from fedsea_mq.tasks.examples import Example, Message, Task, examples
-from fedsea_mq.tasks.metrics import RougeL, exact_match, same_verdict, token_f1
+from fedsea_mq.tasks.encoding import Encoder
+from fedsea_mq.tasks.task import Answered, Example, Limits, Score, Scores
 
-Answer = Callable[[list[Message]], Awaitable[str]]
-Score = Callable[[str, str], float]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Respond = Callable[[Example], Awaitable[str]]
 
 
-@dataclass(frozen=True, slots=True)
-class TaskScores:
-    """The three tasks' scores, each from 0 to 1."""
+class LanguageModel(Protocol):
+    """What evaluation needs of a model, in token ids."""
 
-    understanding_accuracy: float
-    conversation_f1: float
-    conversation_exact: float
-    """The share of answers that are right as a whole, where F1 counts their words."""
-    summary_rouge_l: float
+    async def generate_text(self, prompt: Sequence[int], max_new_tokens: int) -> str:
+        """The most likely continuation, token by token, up to its end."""
+        ...
 
-    def points_below(self, other: TaskScores) -> float:
-        """The largest loss against `other` in any task, in percentage points."""
-        lost = max(
-            other.understanding_accuracy - self.understanding_accuracy,
-            other.conversation_f1 - self.conversation_f1,
-            other.summary_rouge_l - self.summary_rouge_l,
-        )
-        # Two questions of two hundred are one point, not a rounding error more than one.
-        return round(100 * lost, 9)
+    async def log_likelihoods(
+        self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]
+    ) -> list[float]:
+        """The natural log-likelihood of each continuation's tokens, summed, given the prompt."""
+        ...
+
+
+class Responder:
+    """A model's answers to examples.
+
+    Candidates are compared by the log-likelihood of their tokens given the prompt, as the paper
+    compares them (Tasks and prompts); without candidates the model says what it will.
+    """
+
+    def __init__(
+        self, model: LanguageModel, tokenizer: PreTrainedTokenizerBase, limits: Limits
+    ) -> None:
+        self._model = model
+        self._encoder = Encoder(tokenizer, limits.source_tokens)
+        self._answer_tokens = limits.answer_tokens
+
+    async def __call__(self, example: Example) -> str:
+        """A candidate, or what was said. Raises as `Encoder` and the model do."""
+        prompt = self._encoder.prompt(example.prompt)
+        if not example.candidates:
+            return (await self._model.generate_text(prompt, self._answer_tokens)).strip()
+        continuations = [self._encoder.answer(example, text) for text in example.candidates]
+        found = await self._model.log_likelihoods(prompt, continuations)
+        return example.candidates[found.index(max(found))]
 
 
 async def evaluate(
-    answer: Answer,
+    examples: Sequence[Example],
+    score: Score,
+    respond: Respond,
     *,
-    examples_a_task: int,
-    seed: int,
     at_once: int = 16,
     on_answer: Callable[[], None] = lambda: None,
-) -> TaskScores:
-    """Mean scores over `examples_a_task` held-out examples of each task.
+) -> Scores:
+    """Scores of the answers to `examples`, which are asked `at_once` at a time."""
+    waiting = iter(list(enumerate(examples)))
+    said: list[str] = [""] * len(examples)
 
-    A conversation's turns are asked with the right answers before them, as CoQA's are.
-    """
-    gate = asyncio.Semaphore(at_once)
+    async def ask() -> None:
+        for number, example in waiting:
+            said[number] = await respond(example)
+            on_answer()
 
-    async def said_and_right(example: Example, turn: int) -> tuple[str, str]:
-        async with gate:
-            said = await answer(example.messages(turn))
-        on_answer()
-        return said, example.turns[turn].answer
-
-    async def answered(task: Task) -> list[tuple[str, str]]:
-        async with asyncio.TaskGroup() as group:
-            asked = [
-                group.create_task(said_and_right(example, turn))
-                for example in examples(task, seed, examples_a_task)
-                for turn in range(len(example.turns))
-            ]
-        return [one.result() for one in asked]
-
-    conversation = await answered(Task.CONVERSATION)
-    return TaskScores(
-        understanding_accuracy=_mean(same_verdict, await answered(Task.UNDERSTANDING)),
-        conversation_f1=_mean(token_f1, conversation),
-        conversation_exact=_mean(exact_match, conversation),
-        summary_rouge_l=_mean(RougeL(), await answered(Task.SUMMARY)),
-    )
-
-
-def _mean(score: Score, answers: list[tuple[str, str]]) -> float:
-    return fmean(score(said, right) for said, right in answers)
-
-
-def questions(examples_a_task: int, seed: int) -> int:
-    """How many answers `evaluate` asks for."""
-    return sum(
-        len(example.turns)
-        for task in (Task.UNDERSTANDING, Task.CONVERSATION, Task.SUMMARY)
-        for example in examples(task, seed, examples_a_task)
-    )
+    async with asyncio.TaskGroup() as group:
+        for _ in range(at_once):
+            group.create_task(ask())
+    return score([Answered(*one) for one in zip(examples, said, strict=True)])

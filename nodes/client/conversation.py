@@ -8,10 +8,9 @@ from dataclasses import replace
 from typing import Self
 
 from fedsea_mq.errors import ContextOverflow
+from fedsea_mq.model.chat import Message
 from nodes.client.generation import Generation, GenerationPlan, Token, decode
 from nodes.client.session import ClientSession
-
-Message = dict[str, str]
 
 
 class Conversation:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fedsea_mq.errors import CheckpointError, ContextOverflow, InvalidPrompt, NotRunning
 from fedsea_mq.log import get_logger
+from fedsea_mq.model.chat import Message, chat_tokens, check_chats
 from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.serving.background import Background
@@ -19,10 +20,11 @@ from fedsea_mq.settings import Settings, Speculation
 from fedsea_mq.transport.direct_links import DirectLinks
 from fedsea_mq.transport.link import MakeLink, PeerLink
 from fedsea_mq.transport.requests import Patience, Requests
-from nodes.client.conversation import Conversation, Message
+from nodes.client.conversation import Conversation
 from nodes.client.draft_model import ModelDrafts
 from nodes.client.engine import ClientEngine, Loaded
 from nodes.client.generation import Generation, GenerationPlan, Token, decode
+from nodes.client.likelihood import check_continuations, log_likelihoods
 from nodes.client.session import ClientSession, Wires
 
 _log = get_logger(__name__)
@@ -132,6 +134,21 @@ class ClientNode:
         plan = self._plan(sampling, strip_start=True)
         return Conversation(self.session, self._render, plan, positions)
 
+    async def log_likelihoods(
+        self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]
+    ) -> list[float]:
+        """The natural log-likelihood of each continuation, its tokens summed, given the prompt.
+
+        Raises:
+            InvalidPrompt: an empty prompt or continuation, or ids outside the vocabulary.
+            ContextOverflow: more positions than the model holds.
+            RemoteError: as the broker or the trunk says.
+        """
+        check_continuations(continuations, self.model.vocab)
+        positions = self._positions(prompt, max(map(len, continuations)))
+        async with self.session(positions) as session:
+            return await log_likelihoods(session, prompt, continuations)
+
     def session(self, max_positions: int) -> ClientSession:
         """A bare session, to advance token by token. Use with `async with`."""
         if self._wires is None:
@@ -140,21 +157,21 @@ class ClientNode:
 
     def _generation(self, prompt: list[int], plan: GenerationPlan) -> Generation:
         async def steps(generation: Generation) -> AsyncGenerator[Token]:
-            positions = self._positions(prompt, plan.sampling)
+            positions = self._positions(prompt, plan.sampling.max_new_tokens)
             async with self.session(positions) as session:
                 async for token in decode(session, prompt, plan, generation):
                     yield token
 
         return Generation(steps)
 
-    def _positions(self, prompt: list[int], sampling: SamplingSettings) -> int:
+    def _positions(self, prompt: Sequence[int], new: int) -> int:
         if not prompt:
             raise InvalidPrompt("the prompt is empty")
-        # The last token is sampled but never cached.
-        positions = len(prompt) + sampling.max_new_tokens - 1
+        # The last token is sampled or scored, but never cached.
+        positions = len(prompt) + new - 1
         if positions > self.model.max_positions:
             raise ContextOverflow(
-                f"a prompt of {len(prompt)} tokens and {sampling.max_new_tokens} new ones, "
+                f"a prompt of {len(prompt)} tokens and {new} new ones, "
                 f"the model holds {self.model.max_positions} positions"
             )
         return positions
@@ -193,16 +210,7 @@ class ClientNode:
 
     def check_chats(self) -> None:
         """Raise `InvalidPrompt` without a chat template, `CheckpointError` without a tokenizer."""
-        if self.tokenizer.chat_template is None:
-            raise InvalidPrompt("the model has no chat template: it continues texts only")
+        check_chats(self.tokenizer)
 
     def _render(self, messages: list[Message]) -> list[int]:
-        self.check_chats()
-        tokenizer = self.tokenizer
-        try:
-            ids = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-        except Exception as error:  # templates raise whatever they like
-            raise InvalidPrompt("the chat template refuses these messages") from error
-        return list(ids)
+        return chat_tokens(self.tokenizer, messages)

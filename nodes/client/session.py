@@ -157,9 +157,7 @@ class ClientSession:
     def _check(self, tokens: Sequence[int]) -> None:
         if not tokens:
             raise InvalidPrompt("no tokens to advance by")
-        vocab = self._loaded.vocab
-        if not all(0 <= token < vocab for token in tokens):
-            raise InvalidPrompt(f"a token id is outside the vocabulary of {vocab}")
+        check_tokens(tokens, self._loaded.vocab)
         if self.cached + len(tokens) > self._max_positions:
             raise ContextOverflow(
                 f"{self.cached + len(tokens)} positions, the session was opened for "
@@ -282,6 +280,12 @@ class ClientSession:
             # By the broker, which so knows of a session whose states do not pass it.
             with suppress(RemoteError):  # a lost session comes back when it is next advanced
                 await self._wires.requests.ask(Kind.RENEW, Nothing(), session=self._id)
+
+
+def check_tokens(tokens: Sequence[int], vocab: int) -> None:
+    """Raise `InvalidPrompt` for a token id outside the vocabulary."""
+    if not all(0 <= token < vocab for token in tokens):
+        raise InvalidPrompt(f"a token id is outside the vocabulary of {vocab}")
 
 
 def _nothing(_: torch.Tensor) -> None:

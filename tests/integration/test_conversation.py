@@ -7,14 +7,14 @@ import asyncio
 import pytest
 
 from fedsea_mq.model.sampling import SamplingSettings
-from fedsea_mq.tasks.examples import Task, examples
+from fedsea_mq.tasks.dialogues import Kind, dialogues
 from tests.integration.systems import running, until
 
 SHORT = SamplingSettings(max_new_tokens=16)
 
 
 def turns() -> list[str]:
-    return [turn.said for turn in next(examples(Task.CONVERSATION, 5, 1)).turns]
+    return [turn.said for turn in next(dialogues(Kind.CONVERSATION, 5, 1)).turns]
 
 
 async def test_each_turn_answers_as_if_the_whole_chat_were_asked_at_once() -> None:

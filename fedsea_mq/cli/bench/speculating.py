@@ -11,16 +11,17 @@ from fedsea_mq.cli.bench.comparison import Comparison, Ratio, Repeat
 from fedsea_mq.cli.bench.workbench import Workbench
 from fedsea_mq.cli.processes import LocalSystem
 from fedsea_mq.load.plan import Link
+from fedsea_mq.model.chat import Message
 from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.settings import Settings
-from fedsea_mq.tasks.examples import Message, Task, examples
+from fedsea_mq.tasks.dialogues import Kind, dialogues
 from nodes.client import ClientNode, Completion
 from nodes.load.slow_peer_link import link_over
 
 _LINK: Final = Link(delay_ms=25)
 _SEED: Final = 1000
 _EACH: Final = 10
-_TASKS: Final = (Task.SUMMARY, Task.CONVERSATION)
+_KINDS: Final = (Kind.SUMMARY, Kind.CONVERSATION)
 _GREEDY: Final = SamplingSettings(max_new_tokens=64)
 
 
@@ -56,10 +57,10 @@ async def _answers(settings: Settings) -> list[Completion]:
 
 def _questions() -> list[list[Message]]:
     return [
-        example.messages(turn)
-        for task in _TASKS
-        for example in examples(task, _SEED, _EACH)
-        for turn in range(len(example.turns))
+        dialogue.messages(turn)
+        for kind in _KINDS
+        for dialogue in dialogues(kind, _SEED, _EACH)
+        for turn in range(len(dialogue.turns))
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedsea_mq.tasks.metrics import RougeL, exact_match, token_f1
+from fedsea_mq.tasks.metrics import Rouge, among_several, exact_match, token_f1
 
 
 @pytest.mark.parametrize(
@@ -59,4 +59,29 @@ def test_f1_is_the_harmonic_mean_of_precision_and_recall(
     ],
 )
 def test_rouge_l_is_the_longest_common_subsequence(answer: str, right: str, score: float) -> None:
-    assert RougeL()(answer, right) == pytest.approx(score)
+    assert Rouge("rougeL")(answer, right) == {"rougeL": pytest.approx(score)}
+
+
+def test_rouge_1_and_2_count_words_and_pairs_of_words() -> None:
+    found = Rouge("rouge1", "rouge2")("the fox sold two bells", "two bells the fox sold")
+    # All five words are shared; of four pairs each, "the fox", "fox sold" and "two bells".
+    assert found == {"rouge1": pytest.approx(1.0), "rouge2": pytest.approx(3 / 4)}
+
+
+@pytest.mark.parametrize(
+    ("said", "references", "score"),
+    [
+        ("red fox", ["red fox"], 1.0),
+        ("red fox", ["a fox"], 2 / 3),
+        # Without the first the best is 2/3, without the second it is 1.
+        ("red fox", ["red fox", "the fox"], (2 / 3 + 1) / 2),
+        # Only leaving out the one that is right costs anything.
+        ("red fox", ["red fox", "hen", "owl", "cat"], 3 / 4),
+        ("red fox", ["red fox", "the red fox", "owl"], 1.0),
+        ("red fox", [], 0.0),
+    ],
+)
+def test_of_several_references_each_is_left_out_once_as_in_coqas_script(
+    said: str, references: list[str], score: float
+) -> None:
+    assert among_several(token_f1, said, references) == pytest.approx(score)

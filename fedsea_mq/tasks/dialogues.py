@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
+from fedsea_mq.model.chat import Message
 from fedsea_mq.tasks.questions import Question, every, identifying, wrong_answers
 from fedsea_mq.tasks.world import Person, Story, World
 
-Message = dict[str, str]
 SUMMARISE: Final = "Summarise it in one sentence."
 
 
-class Task(StrEnum):
+class Kind(StrEnum):
     """The embedded tasks; repeating and mixed talk are for training, and are not scored."""
 
     REPEAT = "repeat"
@@ -38,10 +38,10 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class Dialogue:
     """A conversation of one task; understanding and summaries have a single turn."""
 
-    task: Task
+    kind: Kind
     turns: tuple[Turn, ...]
 
     def messages(self, turn: int) -> list[Message]:
@@ -53,14 +53,14 @@ class Example:
         return [*messages, {"role": "user", "content": self.turns[turn].said}]
 
 
-def understanding(rng: random.Random, story: Story, questions: int = 1) -> Example:
+def understanding(rng: random.Random, story: Story, questions: int = 1) -> Dialogue:
     """Is this the answer? Half of the candidates are right; wrong ones are of the same topic.
 
     The right answer says what the passage holds, and then whether the candidate is that: a model
     this small compares what it has said far more surely than what it would say.
     """
     turns = [_judged(rng, question) for question in rng.sample(every(story), questions)]
-    return Example(Task.UNDERSTANDING, _opened_with(f"{story.text}\n", turns))
+    return Dialogue(Kind.UNDERSTANDING, _opened_with(f"{story.text}\n", turns))
 
 
 def _judged(rng: random.Random, question: Question) -> Turn:
@@ -75,31 +75,31 @@ def _opened_with(opening: str, turns: list[Turn]) -> tuple[Turn, ...]:
     return (replace(first, said=f"{opening}{first.said}"), *others)
 
 
-def summary(story: Story) -> Example:
+def summary(story: Story) -> Dialogue:
     """One sentence: who did the deed, and what it was."""
     answer = f"{story.person.name}, {story.work} in {story.home}, {story.deed.told}."
     said = f"The passage is: {story.text}\n{SUMMARISE}"
-    return Example(Task.SUMMARY, (Turn(said, answer),))
+    return Dialogue(Kind.SUMMARY, (Turn(said, answer),))
 
 
-def repeat(story: Story) -> Example:
+def repeat(story: Story) -> Dialogue:
     """The passage, word for word."""
-    return Example(Task.REPEAT, (Turn(f"{story.text}\nSay it again.", story.text),))
+    return Dialogue(Kind.REPEAT, (Turn(f"{story.text}\nSay it again.", story.text),))
 
 
-def conversation(rng: random.Random, story: Story, turns: int) -> Example:
+def conversation(rng: random.Random, story: Story, turns: int) -> Dialogue:
     """Questions that follow each other, by pronoun wherever the person was the last one named.
 
     Half of them begin by asking who it is.
     """
-    return Example(Task.CONVERSATION, _opened_with(_announced(story), _talk(rng, story, turns, 0)))
+    return Dialogue(Kind.CONVERSATION, _opened_with(_announced(story), _talk(rng, story, turns, 0)))
 
 
-def mixed(rng: random.Random, story: Story, turns: int) -> Example:
+def mixed(rng: random.Random, story: Story, turns: int) -> Dialogue:
     """A conversation as people have it: the passage announced or not, some answers to be judged."""
     talk = _talk(rng, story, turns, judged=0.4)
     opening = _announced(story) if rng.random() < 0.3 else f"{story.text}\n"
-    return Example(Task.MIXED, _opened_with(opening, talk))
+    return Dialogue(Kind.MIXED, _opened_with(opening, talk))
 
 
 def _announced(story: Story) -> str:
@@ -121,19 +121,19 @@ def _talk(rng: random.Random, story: Story, turns: int, judged: float) -> list[T
     return said
 
 
-def examples(task: Task, seed: int, count: int, *, held_out: bool = True) -> Iterator[Example]:
+def dialogues(kind: Kind, seed: int, count: int, *, held_out: bool = True) -> Iterator[Dialogue]:
     """`count` examples of a task from the world of that seed, in evaluation's form."""
-    world, rng = World(seed, held_out=held_out), random.Random(f"{task} {seed}")
+    world, rng = World(seed, held_out=held_out), random.Random(f"{kind} {seed}")
     for _ in range(count):
         story = world.story()
-        match task:
-            case Task.REPEAT:
+        match kind:
+            case Kind.REPEAT:
                 yield repeat(story)
-            case Task.UNDERSTANDING:
+            case Kind.UNDERSTANDING:
                 yield understanding(rng, story)
-            case Task.SUMMARY:
+            case Kind.SUMMARY:
                 yield summary(story)
-            case Task.CONVERSATION:
+            case Kind.CONVERSATION:
                 yield conversation(rng, story, turns=4)
-            case Task.MIXED:
+            case Kind.MIXED:
                 yield mixed(rng, story, turns=4)

@@ -1,0 +1,36 @@
+"""Chat messages to token ids, by the template beside the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fedsea_mq.errors import InvalidPrompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, str]
+
+
+def check_chats(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `InvalidPrompt` without a chat template."""
+    if tokenizer.chat_template is None:
+        raise InvalidPrompt("the model has no chat template: it continues texts only")
+
+
+def chat_tokens(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, opens_answer: bool = True
+) -> list[int]:
+    """Token ids of a chat, up to where the answer begins if it `opens_answer`.
+
+    Raises `InvalidPrompt` without a template, or if it refuses the messages.
+    """
+    check_chats(tokenizer)
+    try:
+        ids = tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=opens_answer, tokenize=True, return_dict=False
+        )
+    except Exception as error:  # templates raise whatever they like
+        raise InvalidPrompt("the chat template refuses these messages") from error
+    return list(ids)

@@ -1,0 +1,39 @@
+"""The embedded three: tasks over the invented world, in held-out worlds but for training."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fedsea_mq.tasks.dialogues import Dialogue, Kind, dialogues
+from fedsea_mq.tasks.task import Example, Prompt, Split, Wanted
+
+
+@dataclass(frozen=True, slots=True)
+class WorldSource:
+    """Dialogues of one kind, made as they are asked for; without a count there is no end."""
+
+    kind: Kind
+
+    def examples(self, wanted: Wanted) -> Iterator[Example]:
+        """One example a turn, with the right answers before it, as CoQA's are asked."""
+        count = sys.maxsize if wanted.count is None else wanted.count
+        held_out = wanted.split is not Split.TRAIN
+        made = dialogues(self.kind, wanted.seed, count, held_out=held_out)
+        for number, dialogue in enumerate(made):
+            yield from _turns(dialogue, str(number))
+
+
+def _turns(dialogue: Dialogue, record: str) -> Iterator[Example]:
+    first, *others = dialogue.turns
+    for turn, asked in enumerate(dialogue.turns):
+        past = dialogue.turns[:turn]
+        then = [
+            text
+            for one, next_ in zip(past, others, strict=False)
+            for text in (one.answer, next_.said)
+        ]
+        label = asked.answer.rsplit(": ", 1)[-1] if dialogue.kind is Kind.UNDERSTANDING else ""
+        prompt = Prompt(before=first.said, chat=True, then=tuple(then))
+        yield Example(prompt, asked.answer, label=label, record=record)
