@@ -299,17 +299,19 @@ def evaluate(
     as_json: options.AsJson = False,
 ) -> None:
     """Score a task, or the embedded three, with the settings' noise and without."""
-    from fedsea_mq.cli import score
-    from fedsea_mq.tasks.registry import find
-
     settings = _quiet(config, set_)
     if task is None and data is not None:
         raise ConfigError("--data: of which --task?")
+    from fedsea_mq.tasks.registry import find
+
+    chosen = None if task is None else find(task, data)
+    from fedsea_mq.cli import score
+
     said: dict[str, Any]
-    if task is None:
+    if chosen is None:
         asked, said = score.embedded(count, seed), {"n": count}
     else:
-        one = score.Asked.of(find(task, data), Wanted(split, count, seed))
+        one = score.Asked.of(chosen, Wanted(split, count, seed))
         asked, said = [one], {"task": task, "n": one.units, "answers": len(one.examples)}
     noises: list[dict[str, Any]] = [settings.noise.model_dump(mode="json"), {"mode": "off"}]
     noised, noise_free = _run(score.score(settings, noises, asked, join=join))

@@ -1,7 +1,7 @@
 """Records on disk or on the hub: rows with the place that each is from.
 
-JSON is read line by line here, so that an error can name its line and no copy of anybody's text is
-left in a cache. Parquet files and the hub go through `datasets`.
+JSON is read line by line here, so that an error can name its line. Parquet files and the hub go
+through `datasets`. What is local is read in place: no copy of anybody's text is left in a cache.
 """
 
 from __future__ import annotations
@@ -168,10 +168,10 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
 
     _opened(file).close()
     try:
-        table = datasets.Dataset.from_parquet(str(file))
+        # An iterable one is read in place: no copy is left in a cache.
+        yield from _numbered(f"{file} row", datasets.IterableDataset.from_parquet(str(file)))
     except Exception as error:  # whatever the reader of the format raises
         raise TaskDataError(f"{file}: not a parquet file") from error
-    return _numbered(f"{file} row", table)
 
 
 def _numbered(place: str, records: Any) -> Iterator[Row]:

@@ -189,6 +189,31 @@ def test_eval_reports_the_tasks_with_and_without_noise(scores: Any) -> None:
         assert one["summary_rouge_l"] >= 0.8
 
 
+def test_eval_scores_a_task_from_a_file(tmp_path: Path) -> None:
+    answers = [{"idx": 0, "text": "Hens", "label": 0}, {"idx": 1, "text": "Bees", "label": 1}]
+    questions = [
+        {"idx": number, "question": asked, "answers": answers}
+        for number, asked in enumerate(("What does Toban keep?", "What has Toban?", "Which?"))
+    ]
+    record = {"idx": 0, "passage": {"text": "Toban keeps bees. " * 200, "questions": questions}}
+    (tmp_path / "val.jsonl").write_text(json.dumps(record) + "\n")
+    found = report("eval", "--task", "superglue/multirc", "--data", str(tmp_path), "--n", "2")
+    assert (found["task"], found["n"], found["answers"]) == ("superglue/multirc", 2, 4)
+    assert found["sigma"] > 0 == found["noise_off"]["sigma"]
+    for one in (found, found["noise_off"]):
+        assert 0 <= one["f1a"] <= 1
+        assert one["em"] in {0.0, 0.5, 1.0}
+
+
+def test_eval_names_the_line_of_a_bad_record_and_starts_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "own.jsonl"
+    file.write_text('{"prompt": "p", "answer": "a"}\n{"prompt": "sesame"}\n')
+    done = fedsea("eval", "--task", f"jsonl:{file}", status=1)
+    told = done.stderr.replace("\n", "")
+    assert "own.jsonl:2: answer: Field required" in told
+    assert "sesame" not in told
+
+
 def test_shards_are_served_without_the_whole_model(tmp_path: Path) -> None:
     out = tmp_path / "shards"
     sizes = report("shard", "--model", "embedded", "--out", str(out), "--head", "2", "--tail", "1")
@@ -217,6 +242,8 @@ def test_shards_are_served_without_the_whole_model(tmp_path: Path) -> None:
         (["demo", "--set", "noise"], "expected section.key=value"),
         (["up", "--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["generate", "x", "--top-p", "0"], "sampling: top_p"),
+        (["eval", "--task", "boolq"], "expected one of superglue/boolq"),
+        (["eval", "--data", "somewhere"], "--data: of which --task?"),
     ],
 )
 def test_bad_settings_are_named_and_exit_2(arguments: list[str], said: str) -> None:

@@ -52,6 +52,12 @@ def test_broker_and_status_run_where_torch_is_not_installed(statement: str) -> N
     assert not loaded & {"torch", "transformers", "tokenizers", "safetensors", "nodes"}
 
 
+def test_tasks_and_their_metrics_need_no_torch() -> None:
+    loaded = loaded_by("import fedsea_mq.tasks.registry, fedsea_mq.tasks.evaluation")
+    assert "sklearn" in loaded
+    assert not loaded & {"torch", "transformers", "datasets", "nodes"}
+
+
 def test_only_the_command_line_knows_nodes_and_broker() -> None:
     inside = importing("fedsea_mq", "nodes", "broker")
     assert [line for line in inside if not line.startswith("fedsea_mq/cli/")] == []
