@@ -138,6 +138,7 @@ class Speculation(StrEnum):
     OFF = "off"
     LOOKUP = "lookup"
     MODEL = "model"
+    EARLY_EXIT = "early_exit"
 
 
 class ClientSettings(_Section):
@@ -152,7 +153,7 @@ class ClientSettings(_Section):
     speculation: Speculation = Field(
         Speculation.OFF,
         description="`lookup`: guess that what followed the last tokens before follows them again; "
-        "`model`: guess with a small model",
+        "`model`: guess with a small model; `early_exit`: guess with head and tail alone",
     )
     draft_model: str = Field(
         "embedded-draft",

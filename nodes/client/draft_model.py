@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 
@@ -21,6 +21,21 @@ from fedsea_mq.settings import ModelSettings
 
 # Nothing of a draft model leaves this process: it is loaded whole.
 _WHOLE: Final = Cut(0, 0)
+
+
+class Drafter(Protocol):
+    """A model that guesses, for many sessions at a time."""
+
+    ends: frozenset[int]
+    max_positions: int
+
+    def new_cache(self, positions: int) -> KVCache:
+        """An empty cache for one session."""
+        ...
+
+    def run(self, ids: torch.Tensor, spans: Sequence[Span]) -> Sequence[torch.Tensor]:
+        """Token ids of many sessions to each one's logits, as `Tail.logits` gives them."""
+        ...
 
 
 class DraftModel:
@@ -49,9 +64,9 @@ class DraftModel:
 
 
 class ModelDrafts:
-    """The guesses of a draft model for one generation, greedy, with a cache of their own."""
+    """The guesses of a model for one generation, greedy, with a cache of their own."""
 
-    def __init__(self, model: DraftModel, batcher: Batcher, positions: int) -> None:
+    def __init__(self, model: Drafter, batcher: Batcher, positions: int) -> None:
         self._model = model
         self._batcher = batcher
         self._positions = min(positions, model.max_positions)

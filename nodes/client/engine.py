@@ -23,7 +23,8 @@ from fedsea_mq.serving.batcher import Batcher
 from fedsea_mq.serving.compute_thread import compute_thread
 from fedsea_mq.serving.scheduler import StepLimits
 from fedsea_mq.settings import Settings, Speculation
-from nodes.client.draft_model import DraftModel
+from nodes.client.draft_model import Drafter, DraftModel
+from nodes.client.early_exit import EarlyExit
 
 # What the head's output is measured on for the relative noise scale: public, and always the same.
 _CALIBRATION_TEXT: Final = (
@@ -70,15 +71,14 @@ class ClientEngine:
         self._stack = AsyncExitStack()
         self._loaded: Loaded | None = None
         self.batcher: Batcher
-        self.draft_model: DraftModel | None = None
+        self.drafter: Drafter | None = None
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
             executor = await stack.enter_async_context(compute_thread("fedsea client compute"))
             loaded = await loop.run_in_executor(executor, load, self._settings)
-            if self._settings.client.speculation is Speculation.MODEL:
-                self.draft_model = await loop.run_in_executor(executor, self._load_drafts, loaded)
+            self.drafter = await loop.run_in_executor(executor, self._load_drafter, loaded)
             limits = StepLimits(self._settings.client.step_positions)
             self.batcher = await stack.enter_async_context(Batcher(executor, limits))
             self._loaded = loaded
@@ -89,9 +89,15 @@ class ClientEngine:
         self._loaded = None
         await self._stack.__aexit__(None, None, None)
 
-    def _load_drafts(self, loaded: Loaded) -> DraftModel:
-        path = self._settings.client.draft_model
-        return DraftModel(path, self._settings.model, loaded.vocab)
+    def _load_drafter(self, loaded: Loaded) -> Drafter | None:
+        client = self._settings.client
+        match client.speculation:
+            case Speculation.MODEL:
+                return DraftModel(client.draft_model, self._settings.model, loaded.vocab)
+            case Speculation.EARLY_EXIT:
+                return EarlyExit(loaded.checkpoint, loaded.head, loaded.tail)
+            case _:
+                return None
 
     def run_head(self, ids: torch.Tensor, spans: Sequence[Span]) -> Sequence[torch.Tensor]:
         """Token ids of many sessions to each one's hidden states `[count, hidden]`."""

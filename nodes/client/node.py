@@ -193,9 +193,9 @@ class ClientNode:
         return GenerationPlan(tokenizer, eos, sampling, strip_start, on_logits, drafts)
 
     def _drafting(self, positions: int) -> Drafting:
-        model = self._engine.draft_model
+        drafter, batcher = self._engine.drafter, self._engine.batcher
         source: Drafts = (
-            PromptLookup() if model is None else ModelDrafts(model, self._engine.batcher, positions)
+            PromptLookup() if drafter is None else ModelDrafts(drafter, batcher, positions)
         )
         return Drafting(self._draft_length, source)
 

@@ -116,6 +116,45 @@ async def test_drafts_of_a_model_change_no_token_whether_it_is_right_or_wrong(
     assert shares[1] < 0.5
 
 
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("cut", [(0, 0), (1, 0), (0, 2), (2, 1)])
+async def test_drafts_past_the_trunk_change_no_token(
+    tiny_llama: Path, cut: tuple[int, int]
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
+    wanted = [oracle(model, prompt, 40) for prompt in REPETITIVE]
+    greedy = SamplingSettings(max_new_tokens=40, ignore_eos=True)
+    overrides = [
+        f"model.head_blocks={cut[0]}",
+        f"model.tail_blocks={cut[1]}",
+        "client.speculation=early_exit",
+    ]
+    async with running(tiny_llama, *overrides) as system:
+        generations = [system.client.generate(prompt, greedy) for prompt in REPETITIVE]
+        answers = await asyncio.gather(*(one.complete() for one in generations))
+        await until(lambda: system.trunks[0].sessions == 0)
+    assert [answer.tokens for answer in answers] == wanted
+    assert sum(answer.stats.drafted for answer in answers) > 0
+
+
+@pytest.mark.usefixtures("eager")
+async def test_where_the_trunk_changes_nothing_every_guess_past_it_holds(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    # Blocks that add nothing to the residual stream: head and tail alone are the whole model.
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    for block in model.model.layers[1:-1]:
+        torch.nn.init.zeros_(block.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(block.mlp.down_proj.weight)
+    model.save_pretrained(tmp_path)
+    greedy = SamplingSettings(max_new_tokens=40, ignore_eos=True)
+    overrides = ["client.speculation=early_exit", "noise.mode=off"]
+    async with running(tmp_path, *overrides) as system:
+        answer = await system.client.generate(REPETITIVE[0], greedy).complete()
+    assert answer.tokens == oracle(model.eval(), REPETITIVE[0], 40)
+    assert answer.stats.accepted == answer.stats.drafted > 0
+
+
 async def test_a_draft_model_of_another_vocabulary_is_refused(
     tiny_llama: Path, make_model: Callable[..., Path]
 ) -> None:

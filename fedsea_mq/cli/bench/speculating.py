@@ -12,6 +12,7 @@ from fedsea_mq.cli.bench.workbench import Workbench
 from fedsea_mq.cli.processes import LocalSystem
 from fedsea_mq.load.plan import Link
 from fedsea_mq.model.chat import Message
+from fedsea_mq.model.partition import Cut
 from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.settings import Settings
 from fedsea_mq.tasks.dialogues import Kind, dialogues
@@ -22,18 +23,16 @@ _LINK: Final = Link(delay_ms=25)
 _SEED: Final = 1000
 _EACH: Final = 10
 _KINDS: Final = (Kind.SUMMARY, Kind.CONVERSATION)
+# Where the trunk keeps one block of six, head and tail alone say much the same.
+_CUT: Final = Cut(1, 1)
+_DEEP: Final = Cut(3, 2)
 _GREEDY: Final = SamplingSettings(max_new_tokens=64)
 
 
 async def _repeat(bench: Workbench) -> Repeat:
     torch.set_num_threads(1)
-    async with LocalSystem(Settings().replace(log={"level": "warning"})) as system:
-        plain = await _answers(system.settings)
-        looked_up = await _answers(system.settings.replace(client={"speculation": "lookup"}))
-        drafted = await _answers(system.settings.replace(client={"speculation": "model"}))
-    tokens = [[one.tokens for one in answers] for answers in (plain, looked_up, drafted)]
-    if tokens[1] != tokens[0] or tokens[2] != tokens[0]:
-        raise RuntimeError("drafts changed tokens")
+    plain, looked_up, drafted, exited = await _each_way("off", "lookup", "model", "early_exit")
+    deep_plain, deep_exited = await _each_way("off", "early_exit", cut=_DEEP)
     rates = [_decoded_per_s(answers) for answers in (plain, drafted)]
     tried = sum(answer.stats.drafted for answer in drafted)
     held = sum(answer.stats.accepted for answer in drafted)
@@ -43,9 +42,24 @@ async def _repeat(bench: Workbench) -> Repeat:
         "accepted_share": held / max(1, tried),
         "tokens_identical": True,
         "lookup_speedup": _decoded_per_s(looked_up) / rates[0],
+        "early_exit_speedup": _decoded_per_s(exited) / rates[0],
+        "early_exit_deep_cut_speedup": _decoded_per_s(deep_exited) / _decoded_per_s(deep_plain),
         "whole_answers_speedup": _whole_s(plain) / _whole_s(drafted),
     }
     return {"speculation_50ms": rates[1] / rates[0]}, measured
+
+
+async def _each_way(*ways: str, cut: Cut = _CUT) -> list[list[Completion]]:
+    """The answers with each kind of drafts, which must be the same."""
+    model = {"head_blocks": cut.head_blocks, "tail_blocks": cut.tail_blocks}
+    async with LocalSystem(Settings().replace(model=model, log={"level": "warning"})) as system:
+        answers = [
+            await _answers(system.settings.replace(client={"speculation": way})) for way in ways
+        ]
+    tokens = [[one.tokens for one in each] for each in answers]
+    if any(others != tokens[0] for others in tokens):
+        raise RuntimeError("drafts changed tokens")
+    return answers
 
 
 async def _answers(settings: Settings) -> list[Completion]:
