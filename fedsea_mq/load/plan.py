@@ -132,6 +132,9 @@ class LoadPlan(_Part):
     together: bool = Field(
         False, description="once, and all decode together when all of them have prefilled"
     )
+    in_turn: bool = Field(
+        False, description="thin clients: of all decode steps one is on its way at a time"
+    )
     seed: int = 0
 
     def split(self, processes: int) -> list[LoadPlan]:

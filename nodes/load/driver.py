@@ -36,6 +36,8 @@ class Driver:
         self._clients = clients
         self._rng = random.Random(plan.seed)
         self._barrier = asyncio.Barrier(sum(plan.sessions))
+        # It lets those that wait in the order in which they came, so that all take turns.
+        self._turn = asyncio.Lock()
         self._begun_at = 0.0
         self._in_flight = 0
         self._watches: set[RequestWatch] = set()
@@ -115,6 +117,8 @@ class Driver:
         job = Job(request, watch, vanishes=vanishes)
         if plan.together:
             job.gate = self._barrier.wait
+        if plan.in_turn:
+            job.turn = self._turn
         outcome = await self._outcome(client, job)
         if outcome is Outcome.DONE and (vanishes or stops):
             outcome = Outcome.VANISHED if vanishes else Outcome.STOPPED

@@ -102,7 +102,8 @@ class ThinClient:
             await job.gate()
             watch.decodes(time.monotonic())
             for _ in range(request.new_tokens - 1):
-                cached = await self._extend(session, cached, 1)
+                async with job.turn:
+                    cached = await self._extend(session, cached, 1)
                 watch.token(time.monotonic())
         finally:
             self._end(session, vanishes=job.vanishes)

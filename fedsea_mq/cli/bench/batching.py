@@ -1,4 +1,8 @@
-"""What batching is worth, and what is left of the engine's speed behind the network."""
+"""What batching is worth, and what is left of the engine's speed behind the network.
+
+Beside it, what the paper's own code does: KV collaboration for one session at a time, the clients
+taking turns.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +14,18 @@ from fedsea_mq.cli.bench.workbench import Served, Workbench
 _SHORT, _LONG = 64, 512
 # New tokens a session: enough seconds of steady decoding at each size.
 _NEW: Final = {1: 192, 4: 192, 16: 160, 64: 128}
+_NEW_IN_TURN: Final = {1: 192, 4: 64, 16: 16, 64: 8}
+_SIZES: Final = [(sessions, context) for context in (_SHORT, _LONG) for sessions in _NEW]
 
 
 async def _repeat(bench: Workbench) -> Repeat:
     served: dict[str, Served] = {}
     async with bench.system() as system:
         await system.together((1, 1), 32, 8)  # warm
-        for sessions, context in (
-            (1, _SHORT),
-            (4, _SHORT),
-            (16, _SHORT),
-            (64, _SHORT),
-            (1, _LONG),
-            (4, _LONG),
-            (16, _LONG),
-            (64, _LONG),
-        ):
+        for sessions, context in _SIZES:
             run = await system.together((1,) * sessions, context, _NEW[sessions])
             served[f"{sessions}x{context}"] = run
+    in_turn = await _in_turn(bench)
     async with bench.alone() as alone:
         bare = await alone.ask("step", batch=64, context=_LONG, steps=_NEW[64])
     one, many = served["1x512"], served["64x512"]
@@ -39,7 +37,20 @@ async def _repeat(bench: Workbench) -> Repeat:
         "occupancy": min(served[f"{n}x{_LONG}"].mean("batch") / n for n in (4, 16, 64)),
         "tpot_vs_step": many.tpot_s(95) / many.step_s,
     }
-    return ratios, {"bare_64x512": bare} | {name: _figures(run) for name, run in served.items()}
+    beside = {"bare_64x512": bare, "in_turn_tokens_per_s": in_turn}
+    return ratios, beside | {name: _figures(run) for name, run in served.items()}
+
+
+async def _in_turn(bench: Workbench) -> dict[str, float]:
+    """Tokens/s of sessions that take turns, on a trunk that waits for nobody."""
+    rates: dict[str, float] = {}
+    async with bench.system(max_wait_ms=0) as system:
+        await system.together((1, 1), 32, 8)  # warm
+        for sessions, context in _SIZES:
+            new = _NEW_IN_TURN[sessions]
+            run = await system.together((1,) * sessions, context, new, in_turn=True)
+            rates[f"{sessions}x{context}"] = run.tokens_per_s
+    return rates
 
 
 def _figures(run: Served) -> dict[str, Any]:

@@ -49,10 +49,13 @@ def _over_context(axis: Axes, repeats: list[dict[str, Any]]) -> None:
 def _over_sessions(axis: Axes, repeats: list[dict[str, Any]]) -> None:
     for context in sorted({int(name.split("x")[1]) for name in _runs(repeats[0])}):
         sizes = sorted(int(n.split("x")[0]) for n in _runs(repeats[0]) if n.endswith(f"x{context}"))
-        rates = [
-            median(one[f"{size}x{context}"]["tokens_per_s"] for one in repeats) for size in sizes
-        ]
-        axis.plot(sizes, rates, marker="o", label=f"context {context}")
+        names = [f"{size}x{context}" for size in sizes]
+        rates = [median(one[name]["tokens_per_s"] for one in repeats) for name in names]
+        turns = [median(one["in_turn_tokens_per_s"][name] for one in repeats) for name in names]
+        (line,) = axis.plot(sizes, rates, marker="o", label=f"context {context}")
+        axis.plot(
+            sizes, turns, ls="--", color=line.get_color(), label=f"context {context}, in turn"
+        )
     axis.set(xscale="log", yscale="log", xlabel="thin sessions", ylabel="tokens/s")
     axis.set_xticks([1, 4, 16, 64], labels=["1", "4", "16", "64"])
     axis.minorticks_off()

@@ -89,9 +89,15 @@ class System:
     local: LocalSystem
 
     async def together(
-        self, sessions: Sequence[int], prompt: int, new: int, *, kind: str = "thin"
+        self,
+        sessions: Sequence[int],
+        prompt: int,
+        new: int,
+        *,
+        kind: str = "thin",
+        in_turn: bool = False,
     ) -> Served:
-        """Each session makes one request; all prefill, then all decode."""
+        """Each session makes one request; all prefill, then all decode, at once or in turn."""
         plan = LoadPlan(
             kind=kind,
             sessions=tuple(sessions),
@@ -99,6 +105,7 @@ class System:
             new=Lengths(low=new, high=new),
             duration_s=1.0,
             together=True,
+            in_turn=in_turn,
         )
         return Served(await self.load(plan))
 
