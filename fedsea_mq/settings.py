@@ -41,6 +41,8 @@ def _reachable_at_some_port(endpoint: str) -> str:
 OfferedEndpoint = Annotated[str, AfterValidator(_reachable_at_some_port)]
 Megabytes = Annotated[int, Field(ge=1, le=1 << 20)]
 ComputeDtype = Literal["fp32", "bf16", "fp16"]
+# What is kept in memory: in the compute dtype, or smaller.
+Storage = Literal["auto", "int8"]
 
 
 _BOOL_TAG: Final = "tag:yaml.org,2002:bool"
@@ -69,8 +71,19 @@ class ModelSettings(_Section):
     head_blocks: Annotated[int, Field(ge=0)] = Field(1, description="decoder blocks in the head")
     tail_blocks: Annotated[int, Field(ge=0)] = Field(1, description="decoder blocks in the tail")
     dtype: ComputeDtype = Field("fp32", description="compute dtype of this party's blocks")
+    weights: Storage = Field("auto", description="linear layers: in `dtype`, or int8 on a CPU")
+    kv_cache: Storage = Field("auto", description="keys and values: in `dtype`, or int8 on a CPU")
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="torch threads")
+
+    @model_validator(mode="after")
+    def _int8_where_it_is_there(self) -> Self:
+        if "int8" in (self.weights, self.kv_cache):
+            if self.device != "cpu":
+                raise ValueError("int8 weights and KV cache are for device cpu only")
+            if self.dtype == "fp16":
+                raise ValueError("int8 weights and KV cache are for dtype fp32 or bf16")
+        return self
 
 
 class NoiseSettings(_Section):

@@ -18,8 +18,8 @@ from fedsea_mq.cli.processes import Child, LocalSystem
 from fedsea_mq.cli.prompts import prompt_tokens
 from fedsea_mq.errors import CheckpointError, ProcessFailed
 from fedsea_mq.model.checkpoint import Checkpoint
+from fedsea_mq.model.numerics import DTYPES
 from fedsea_mq.model.partition import Cut, legal_cuts
-from fedsea_mq.model.parts import DTYPES
 from fedsea_mq.settings import Settings
 
 

@@ -4,6 +4,9 @@ One contiguous buffer a session, reserved for all the positions it may hold and 
 gathering slots or pages into a padded batch was measured 5 x slower on CPU. There, memory that no
 position has reached yet is virtual only, and paged in as the session grows; on a GPU it is taken at
 once.
+
+In int8 each key and each value of a head has a scale of its own (`int8_rows`): it is written once,
+when its position is, and nothing that comes later changes how it was rounded.
 """
 
 from __future__ import annotations
@@ -11,8 +14,13 @@ from __future__ import annotations
 import math
 import mmap
 from dataclasses import dataclass
+from typing import Final
 
 import torch
+
+from fedsea_mq.model.int8_rows import quantise_rows
+
+_CACHE_LINE_BYTES: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,46 +36,85 @@ class KVShape:
     @property
     def bytes_per_position(self) -> int:
         """Bytes of keys and values of one position over all blocks of the run."""
-        return 2 * len(self.blocks) * self.kv_heads * self.head_dim * self.dtype.itemsize
+        return 2 * len(self.blocks) * self.kv_heads * (self._row_bytes + self._scale_bytes)
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.head_dim * self.dtype.itemsize
+
+    @property
+    def _scale_bytes(self) -> int:
+        return torch.float32.itemsize if self.dtype is torch.int8 else 0
+
+    def layout(self, max_positions: int) -> tuple[int, int]:
+        """Bytes from a block's keys, or its values, to their scales, and to the end of both."""
+        rows = self.kv_heads * max_positions
+        to_scales = rows * self._row_bytes
+        to_scales += -to_scales % _CACHE_LINE_BYTES
+        return to_scales, max(to_scales + rows * self._scale_bytes, _CACHE_LINE_BYTES)
 
 
 class KVCache:
-    """Keys and values of one session: `[2, blocks, kv_heads, max_positions, head_dim]`."""
+    """Keys and values of one session: `[2, blocks, kv_heads, max_positions, head_dim]`.
+
+    In int8 the scales, `[2, blocks, kv_heads, max_positions]` in fp32, follow each block's rows.
+    """
 
     def __init__(self, shape: KVShape, max_positions: int) -> None:
         self.first_block = shape.blocks.start
         self.dtype = shape.dtype
-        sizes = (2, len(shape.blocks), shape.kv_heads, max_positions, shape.head_dim)
-        self._store = (
-            _mapped(sizes, shape.dtype)
+        to_scales, size = shape.layout(max_positions)
+        sizes = (2, len(shape.blocks), size)
+        store = (
+            _mapped(sizes)
             if shape.device == "cpu"
-            else torch.empty(sizes, dtype=shape.dtype, device=shape.device)
+            else torch.empty(sizes, dtype=torch.uint8, device=shape.device)
         )
-        to_values, to_block = (n * self._store.itemsize for n in self._store.stride()[:2])
+        rows = (*sizes[:2], shape.kv_heads, max_positions)
+        row_bytes = math.prod(rows[2:]) * shape.head_dim * shape.dtype.itemsize
+        self._rows = store[..., :row_bytes].view(shape.dtype).view(*rows, shape.head_dim)
+        self._scales = (
+            store[..., to_scales:].view(torch.float32).view(*rows, 1)
+            if shape.dtype is torch.int8
+            else None
+        )
+        to_values, to_block = store.stride()[:2]
         # Where compiled code finds things: the address of the first block's keys, the bytes from a
-        # block to the next, those from keys to values, and the positions of a head.
-        self.location = (self._store.data_ptr(), to_block, to_values, max_positions)
+        # block to the next, from keys to values and from either to its scales, and the positions
+        # of a head.
+        self.location = (store.data_ptr(), to_block, to_values, to_scales, max_positions)
 
     def write(self, block: int, start: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store `[kv_heads, count, head_dim]` keys and values of `block` from `start` on."""
-        stop = start + key.shape[1]
-        self._store[0, block - self.first_block, :, start:stop] = key
-        self._store[1, block - self.first_block, :, start:stop] = value
+        at = slice(start, start + key.shape[1])
+        for which, rows in enumerate((key, value)):
+            stored = self._rows[which, block - self.first_block, :, at]
+            if self._scales is None:
+                stored.copy_(rows)
+            else:
+                quantised, scales = quantise_rows(rows.float())
+                stored.copy_(quantised)
+                self._scales[which, block - self.first_block, :, at] = scales
 
     def read(self, block: int, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views `[kv_heads, stop - start, head_dim]` of the keys and values of `block`."""
-        layer = self._store[:, block - self.first_block, :, start:stop]
-        return layer[0], layer[1]
+        """`[kv_heads, stop - start, head_dim]` keys and values of `block`.
+
+        Views, or fp32 copies of what was stored in int8.
+        """
+        at = (slice(None), block - self.first_block, slice(None), slice(start, stop))
+        keys_and_values = self._rows[at]
+        if self._scales is not None:
+            keys_and_values = keys_and_values * self._scales[at]
+        return keys_and_values[0], keys_and_values[1]
 
 
-def _mapped(sizes: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Memory of its own from the system, which has it back when the session ends.
+def _mapped(sizes: tuple[int, ...]) -> torch.Tensor:
+    """Bytes of its own from the system, which has them back when the session ends.
 
     From the heap, a thousand sessions of all lengths that come and go left a trunk with three times
     the memory that they used.
     """
-    elements = math.prod(sizes)
-    if not elements:
-        return torch.empty(sizes, dtype=dtype)
-    buffer = mmap.mmap(-1, elements * dtype.itemsize)
-    return torch.frombuffer(buffer, dtype=dtype).view(sizes)
+    count = math.prod(sizes)
+    if not count:
+        return torch.empty(sizes, dtype=torch.uint8)
+    return torch.frombuffer(mmap.mmap(-1, count), dtype=torch.uint8).view(sizes)

@@ -65,12 +65,3 @@ def _packed_linear(
 ) -> torch.Tensor:
     run = torch.ops.mkldnn._linear_pointwise
     return cast(torch.Tensor, run(inputs, weight, bias, "none", [], ""))
-
-
-def pack_linears(module: nn.Module) -> None:
-    """Replace every `nn.Linear` inside `module` by a packed one."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.Linear):
-            setattr(module, name, PackedLinear(child.weight, child.bias))
-        else:
-            pack_linears(child)

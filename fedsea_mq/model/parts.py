@@ -21,11 +21,11 @@ from fedsea_mq.model.attention import (
     compiled_attention,
 )
 from fedsea_mq.model.checkpoint import Checkpoint
+from fedsea_mq.model.int8_linear import Int8Linear
 from fedsea_mq.model.kv_cache import KVCache, KVShape
-from fedsea_mq.model.packed_linear import PackedLinear, pack_linears
-from fedsea_mq.model.partition import LM_HEAD, Cut, Part, part_of
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from fedsea_mq.model.numerics import MakeLinear, Numerics
+from fedsea_mq.model.packed_linear import PackedLinear
+from fedsea_mq.model.partition import LM_HEAD, Cut, Part, block_of, part_of
 
 
 class BlockRun(nn.Module):
@@ -109,33 +109,28 @@ def weight_bytes(*modules: nn.Module) -> int:
         id(child): child.nbytes
         for module in modules
         for child in module.modules()
-        if isinstance(child, PackedLinear)
+        if isinstance(child, (PackedLinear, Int8Linear))
     }
     return sum(plain.values()) + sum(packed.values())
 
 
-def load_trunk(checkpoint: Checkpoint, cut: Cut, dtype: str, device: str) -> BlockRun:
+def load_trunk(checkpoint: Checkpoint, cut: Cut, numerics: Numerics) -> BlockRun:
     """The trunk's blocks. Raises what `Checkpoint.load` raises."""
-    return _Loader(checkpoint, cut, dtype, device).run(Part.TRUNK)
+    return _Loader(checkpoint, cut, numerics).run(Part.TRUNK)
 
 
-def load_client(checkpoint: Checkpoint, cut: Cut, dtype: str, device: str) -> tuple[Head, Tail]:
+def load_client(checkpoint: Checkpoint, cut: Cut, numerics: Numerics) -> tuple[Head, Tail]:
     """Head and tail; tied embeddings are held once. Raises what `Checkpoint.load` raises."""
-    return _Loader(checkpoint, cut, dtype, device).client()
+    return _Loader(checkpoint, cut, numerics).client()
 
 
 class _Loader:
     """Builds parts of one checkpoint from a skeleton on the meta device."""
 
-    def __init__(self, checkpoint: Checkpoint, cut: Cut, dtype: str, device: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, cut: Cut, numerics: Numerics) -> None:
         self._checkpoint = checkpoint
         self._cut = cut
-        # bf16 on a CPU is for what is read from memory, weights and KV cache: to compute attention
-        # and norms in it is slower, and less exact.
-        self._packs = dtype == "bf16" and device == "cpu"
-        self._weights = DTYPES[dtype]
-        self._states = torch.float32 if self._packs else self._weights
-        self._device = device
+        self._numerics = numerics
         with torch.device("meta"):
             self._skeleton: Any = AutoModelForCausalLM.from_config(
                 checkpoint.config, attn_implementation=SPAN_ATTENTION
@@ -143,20 +138,29 @@ class _Loader:
         self._skeleton.requires_grad_(False).eval()
 
     def run(self, part: Part) -> BlockRun:
-        self._assign(self._expected(part))
+        self._fill(part)
         return self._assemble(part)
 
     def client(self) -> tuple[Head, Tail]:
-        self._assign(self._expected(Part.HEAD))
+        self._fill(Part.HEAD)
         model = self._skeleton.model
         if self._checkpoint.tied:
             self._skeleton.lm_head.weight = model.embed_tokens.weight
-        self._assign(self._expected(Part.TAIL))
+        self._fill(Part.TAIL)
         lm_head = self._skeleton.lm_head
-        if self._packs:
-            lm_head = PackedLinear(lm_head.weight, lm_head.bias)
+        if make := self._numerics.linear:
+            lm_head = make(lm_head.weight, lm_head.bias)
         head = Head(model.embed_tokens, self._assemble(Part.HEAD))
         return head, Tail(self._assemble(Part.TAIL), model.norm, lm_head)
+
+    def _fill(self, part: Part) -> None:
+        """Read the part a block at a time: no more than one is held as it was before packing."""
+        names = self._expected(part)
+        for index in self._cut.blocks(part, self._checkpoint.blocks):
+            self._assign([name for name in names if block_of(name) == index])
+            if make := self._numerics.linear:
+                replace_linears(self._skeleton.model.layers[index], make)
+        self._assign([name for name in names if block_of(name) is None])
 
     def _expected(self, part: Part) -> list[str]:
         """The tensors that the architecture asks for, whatever else the files hold."""
@@ -168,17 +172,13 @@ class _Loader:
         ]
 
     def _assign(self, names: list[str]) -> None:
-        products = {
-            f"{name}.{tensor}"
-            for name, module in self._skeleton.named_modules()
-            if isinstance(module, (nn.Linear, nn.Embedding))
-            for tensor in ("weight", "bias")
-        }
-        narrow = [name for name in names if name in products]
-        others = [name for name in names if name not in products]
-        load = self._checkpoint.load
-        tensors = load(narrow, self._weights, self._device)
-        tensors |= load(others, self._states, self._device)
+        by_dtype: dict[torch.dtype, list[str]] = {}
+        for name in names:
+            module = self._skeleton.get_submodule(name.rpartition(".")[0])
+            by_dtype.setdefault(self._numerics.read_as(module), []).append(name)
+        tensors: dict[str, torch.Tensor] = {}
+        for dtype, alike in by_dtype.items():
+            tensors |= self._checkpoint.load(alike, dtype, self._numerics.device)
         try:
             self._skeleton.load_state_dict(tensors, strict=False, assign=True)
         except RuntimeError as error:
@@ -188,15 +188,22 @@ class _Loader:
     def _assemble(self, part: Part) -> BlockRun:
         blocks = self._cut.blocks(part, self._checkpoint.blocks)
         layers = [self._skeleton.model.layers[index] for index in blocks]
-        if self._packs:
-            for layer in layers:
-                pack_linears(layer)
-        config = self._checkpoint.config
+        config, numerics = self._checkpoint.config, self._numerics
         # The skeleton's rotary table is on the meta device too: it is computed, not stored.
-        rotary = type(self._skeleton.model.rotary_emb)(config=config).to(self._device)
+        rotary = type(self._skeleton.model.rotary_emb)(config=config).to(numerics.device)
         head_dim = getattr(config, "head_dim", None) or (
             config.hidden_size // config.num_attention_heads
         )
-        kv_heads = config.num_key_value_heads
-        kv_shape = KVShape(blocks, kv_heads, head_dim, self._weights, self._device)
-        return BlockRun(layers, rotary, kv_shape, self._states)
+        kv_shape = KVShape(
+            blocks, config.num_key_value_heads, head_dim, numerics.kv, numerics.device
+        )
+        return BlockRun(layers, rotary, kv_shape, numerics.states)
+
+
+def replace_linears(module: nn.Module, make: MakeLinear) -> None:
+    """Replace every `nn.Linear` inside `module` by what `make` makes of its weight and bias."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, make(child.weight, child.bias))
+        else:
+            replace_linears(child, make)

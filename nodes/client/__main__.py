@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from fedsea_mq.entry import announce, run_process, settings_from_arguments
 from fedsea_mq.errors import FedSeaError
 from fedsea_mq.model.attention import compile_attention
-from fedsea_mq.model.parts import DTYPES
+from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.serving.memory import peak_rss_bytes
 from fedsea_mq.settings import Settings
@@ -55,7 +55,7 @@ async def serve(settings: Settings) -> None:
     """Answer requests until the input ends."""
     torch.set_num_threads(settings.model.threads)
     # Before any weight, but with the compiler of the attention: it is the same for every model.
-    compile_attention(DTYPES[settings.model.dtype])
+    compile_attention(Numerics.of(settings.model).kv)
     baseline = peak_rss_bytes()
     async with ClientNode(settings) as client:
         announce(

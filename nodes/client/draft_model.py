@@ -12,6 +12,7 @@ from fedsea_mq.errors import CheckpointError
 from fedsea_mq.model.attention import Span
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.kv_cache import KVCache
+from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.model.partition import Cut
 from fedsea_mq.model.parts import load_client, load_trunk
 from fedsea_mq.protocol.envelope import SESSION_BYTES
@@ -49,8 +50,8 @@ class DraftModel:
         said = int(checkpoint.config.vocab_size)
         if said != vocab:
             raise CheckpointError(f"{path}: drafts from {said} tokens, the model has {vocab}")
-        self._head, self._tail = load_client(checkpoint, _WHOLE, model.dtype, model.device)
-        self._blocks = load_trunk(checkpoint, _WHOLE, model.dtype, model.device)
+        self._head, self._tail = load_client(checkpoint, _WHOLE, Numerics.of(model))
+        self._blocks = load_trunk(checkpoint, _WHOLE, Numerics.of(model))
         self.ends = checkpoint.eos_token_ids
         self.max_positions = int(checkpoint.config.max_position_embeddings)
 

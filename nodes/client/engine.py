@@ -14,6 +14,7 @@ from fedsea_mq.errors import CheckpointError, NotRunning
 from fedsea_mq.model.attention import Span
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.kv_cache import KVCache
+from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.model.partition import Cut
 from fedsea_mq.model.parts import Head, Tail, load_client, split_spans, weight_bytes
 from fedsea_mq.privacy.noise import NoiseSource, typical_rms
@@ -126,7 +127,7 @@ def load(settings: Settings) -> Loaded:
     cut = Cut(model.head_blocks, model.tail_blocks)
     checkpoint = Checkpoint.open(model.path)
     fingerprint = checkpoint.fingerprint(cut)
-    head, tail = load_client(checkpoint, cut, model.dtype, model.device)
+    head, tail = load_client(checkpoint, cut, Numerics.of(model))
     rms = _head_rms(checkpoint, head, model.device)
     std = noise_std(settings.noise.mode, settings.noise.scale, rms)
     spec = PayloadSpec(settings.client.wire_dtype, checkpoint.hidden)

@@ -17,8 +17,8 @@ from fedsea_mq.entry import announce, run_process, settings_from_arguments
 from fedsea_mq.load.plan import LoadPlan
 from fedsea_mq.model.attention import compile_attention
 from fedsea_mq.model.checkpoint import Checkpoint
+from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.model.partition import Cut
-from fedsea_mq.model.parts import DTYPES
 from fedsea_mq.protocol.payload import PayloadSpec
 from fedsea_mq.serving.memory import peak_rss_bytes
 from fedsea_mq.settings import Settings
@@ -57,7 +57,7 @@ async def _clients(
     seeds = [plan.seed * 10_000 + number for number in range(len(plan.sessions))]
     made: list[FullClient] | list[ThinClient]
     if plan.kind == "full":
-        compile_attention(DTYPES[settings.model.dtype])
+        compile_attention(Numerics.of(settings.model).kv)
         made = [FullClient(settings, plan.link, seed) for seed in seeds]
     else:
         model = _thin_model(settings)

@@ -14,7 +14,7 @@ from fedsea_mq.entry import (
     stop_asked,
 )
 from fedsea_mq.model.attention import compile_attention
-from fedsea_mq.model.parts import DTYPES
+from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.serving.memory import peak_rss_bytes
 from fedsea_mq.settings import Settings
 from nodes.trunk.node import TrunkNode
@@ -24,7 +24,7 @@ async def serve(settings: Settings) -> None:
     """Serve until asked to stop, then let running sessions end."""
     torch.set_num_threads(settings.model.threads)
     # Before any weight, but with the compiler of the attention: it is the same for every model.
-    compile_attention(DTYPES[settings.model.dtype])
+    compile_attention(Numerics.of(settings.model).kv)
     baseline = peak_rss_bytes()
     async with TrunkNode(settings) as node:
         await node.registered()

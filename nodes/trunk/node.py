@@ -18,6 +18,7 @@ from fedsea_mq.log import get_logger
 from fedsea_mq.model.attention import Span
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.kv_cache import KVCache
+from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.model.partition import Cut
 from fedsea_mq.model.parts import BlockRun, load_trunk, split_spans, weight_bytes
 from fedsea_mq.model.wire_states import decode_states, encode_states
@@ -141,7 +142,7 @@ class TrunkNode:
         model = self._settings.model
         cut = Cut(model.head_blocks, model.tail_blocks)
         checkpoint = Checkpoint.open(model.path)
-        run = load_trunk(checkpoint, cut, model.dtype, model.device)
+        run = load_trunk(checkpoint, cut, Numerics.of(model))
         offer = _Offer(
             checkpoint.fingerprint(cut),
             cut,

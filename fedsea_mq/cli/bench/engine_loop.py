@@ -13,6 +13,7 @@ from fedsea_mq.model.attention import Span
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.decode_attention import DecodeRows, decode_attention
 from fedsea_mq.model.kv_cache import KVCache
+from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.model.packed_linear import PackedLinear
 from fedsea_mq.model.partition import Cut
 from fedsea_mq.model.parts import BlockRun, load_trunk
@@ -23,7 +24,7 @@ def load_run(settings: Settings) -> BlockRun:
     """The trunk of the settings."""
     model = settings.model
     cut = Cut(model.head_blocks, model.tail_blocks)
-    return load_trunk(Checkpoint.open(model.path), cut, model.dtype, model.device)
+    return load_trunk(Checkpoint.open(model.path), cut, Numerics.of(model))
 
 
 def filled_caches(run: BlockRun, batch: int, context: int, room: int) -> list[KVCache]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from transformers import LlamaForCausalLM
 
-from fedsea_mq.model.parts import DTYPES
+from fedsea_mq.model.numerics import DTYPES
 
 # Which of them is the faster depends on the machine.
 CPU_DTYPES: Final = ("fp32", "bf16")

@@ -13,10 +13,12 @@ from transformers import AutoModelForCausalLM
 from fedsea_mq.model.attention import Span
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.kv_cache import KVCache
+from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.model.partition import Cut
 from fedsea_mq.model.parts import BlockRun, Head, Tail, load_client, load_trunk
 
 TOLERANCE = 1e-5
+EXACT = Numerics()
 
 
 def unsplit(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
@@ -53,10 +55,10 @@ class Split:
     tail: Tail
 
     @classmethod
-    def load(cls, folder: Path, cut: Cut, dtype: str = "fp32") -> Split:
+    def load(cls, folder: Path | str, cut: Cut, numerics: Numerics = EXACT) -> Split:
         checkpoint = Checkpoint.open(str(folder))
-        head, tail = load_client(checkpoint, cut, dtype, "cpu")
-        return cls(head, load_trunk(checkpoint, cut, dtype, "cpu"), tail)
+        head, tail = load_client(checkpoint, cut, numerics)
+        return cls(head, load_trunk(checkpoint, cut, numerics), tail)
 
     def session(self, max_positions: int = 64) -> Session:
         runs = (self.head.run, self.trunk, self.tail.run)

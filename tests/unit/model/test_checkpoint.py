@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from fedsea_mq.errors import CheckpointError, UnsupportedModel
 from fedsea_mq.model.checkpoint import Checkpoint
+from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.model.partition import Cut, Part
 from fedsea_mq.model.parts import load_client, load_trunk
 
@@ -115,7 +116,7 @@ class TestDamage:
     ) -> None:
         edit_weights(folder, lambda tensors: tensors.pop(tensor))
         with pytest.raises(CheckpointError, match=f"1 tensors missing, first {tensor}"):
-            load(opened(folder), CUT, "fp32", "cpu")
+            load(opened(folder), CUT, Numerics())
 
     @pytest.mark.parametrize("load", [load_trunk, load_client])
     def test_given_a_missing_tensor_of_another_part_then_it_is_not_missed(
@@ -123,7 +124,7 @@ class TestDamage:
     ) -> None:
         tensor = "model.norm.weight" if load is load_trunk else "model.layers.1.mlp.up_proj.weight"
         edit_weights(folder, lambda tensors: tensors.pop(tensor))
-        assert load(opened(folder), CUT, "fp32", "cpu") is not None
+        assert load(opened(folder), CUT, Numerics()) is not None
 
     @pytest.mark.parametrize("keep", [0, 4, 8, 100])
     def test_given_a_file_cut_in_its_header_then_it_cannot_be_opened(
@@ -145,7 +146,7 @@ class TestDamage:
         file = folder / "model.safetensors"
         file.write_bytes(file.read_bytes()[:-1000])
         with pytest.raises(CheckpointError, match=r"model\.safetensors"):
-            load_client(opened(folder), CUT, "fp32", "cpu")
+            load_client(opened(folder), CUT, Numerics())
         with pytest.raises(CheckpointError, match="ends inside tensor"):
             opened(folder).fingerprint(CUT)
 

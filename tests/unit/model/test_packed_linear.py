@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from fedsea_mq.model import packed_linear
-from fedsea_mq.model.packed_linear import PackedLinear, pack_linears
+from fedsea_mq.model.packed_linear import PackedLinear
+from fedsea_mq.model.parts import replace_linears
 
 
 def layer(*, bias: bool) -> nn.Linear:
@@ -46,7 +47,7 @@ def test_it_knows_what_its_weights_weigh() -> None:
 def test_every_linear_inside_a_module_is_replaced_and_nothing_else() -> None:
     module = nn.Sequential(layer(bias=True), nn.ReLU(), nn.Sequential(nn.Linear(80, 8)))
     before = module(torch.ones(1, 48))
-    pack_linears(module)
+    replace_linears(module, PackedLinear)
     kinds = [type(child) for child in module.modules() if not isinstance(child, nn.Sequential)]
     assert kinds == [PackedLinear, nn.ReLU, PackedLinear]
     torch.testing.assert_close(module(torch.ones(1, 48)), before, rtol=0.02, atol=0.02)

@@ -12,6 +12,7 @@ import torch
 from fedsea_mq.errors import CheckpointError
 from fedsea_mq.model.attention import Span
 from fedsea_mq.model.checkpoint import Checkpoint
+from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.model.partition import Cut, legal_cuts
 from fedsea_mq.model.parts import load_client, load_trunk, weight_bytes
 from tests.unit.model.split import TOLERANCE, Split, oracle_logits, prompt, unsplit
@@ -125,13 +126,13 @@ def test_logits_are_those_of_the_rows_that_each_span_is_read_at(tiny_llama: Path
 
 def test_tied_embeddings_are_held_once(make_model: Callable[..., Path]) -> None:
     tied = Checkpoint.open(str(make_model("llama", tie_word_embeddings=True)))
-    head, tail = load_client(tied, Cut(1, 1), "fp32", "cpu")
+    head, tail = load_client(tied, Cut(1, 1), Numerics())
     assert tail.lm_head.weight.data_ptr() == head.embedding.weight.data_ptr()
 
 
 def test_a_trunk_holds_its_blocks_and_no_more(tiny_llama: Path) -> None:
     checkpoint = Checkpoint.open(str(tiny_llama))
-    trunk = load_trunk(checkpoint, Cut(1, 2), "fp32", "cpu")
+    trunk = load_trunk(checkpoint, Cut(1, 2), Numerics())
     block = sum(t.nbytes for n, t in checkpoint.tensors.items() if n.startswith("model.layers.1."))
     assert trunk.kv_shape.blocks == range(1, 2)
     assert sum(p.nbytes for p in trunk.parameters()) == block
@@ -139,14 +140,16 @@ def test_a_trunk_holds_its_blocks_and_no_more(tiny_llama: Path) -> None:
 
 
 def test_weights_and_cache_take_the_compute_dtype(tiny_llama: Path) -> None:
-    trunk = load_trunk(Checkpoint.open(str(tiny_llama)), Cut(1, 1), "fp16", "cpu")
+    trunk = load_trunk(Checkpoint.open(str(tiny_llama)), Cut(1, 1), Numerics("fp16"))
     assert {p.dtype for p in trunk.parameters()} == {torch.float16}
     assert trunk.kv_shape.bytes_per_position == 2 * 2 * 2 * 16 * 2
 
 
 def test_bf16_on_a_cpu_is_for_what_is_read_from_memory(tiny_llama: Path) -> None:
     checkpoint = Checkpoint.open(str(tiny_llama))
-    whole, trunk = (load_trunk(checkpoint, Cut(1, 1), dtype, "cpu") for dtype in ("fp32", "bf16"))
+    whole, trunk = (
+        load_trunk(checkpoint, Cut(1, 1), Numerics(dtype)) for dtype in ("fp32", "bf16")
+    )
     assert {p.dtype for p in trunk.parameters()} == {torch.float32}  # the norms
     assert 2 * trunk.kv_shape.bytes_per_position == whole.kv_shape.bytes_per_position
     assert trunk.dtype == whole.dtype == torch.float32  # of the states between the blocks
@@ -161,12 +164,12 @@ def test_given_weights_of_another_shape_than_the_config_says_then_it_is_an_error
     (tmp_path / "model.safetensors").symlink_to(tiny_llama / "model.safetensors")
     (tmp_path / "config.json").symlink_to(other / "config.json")
     with pytest.raises(CheckpointError, match="shape"):
-        load_trunk(Checkpoint.open(str(tmp_path)), Cut(1, 1), "fp32", "cpu")
+        load_trunk(Checkpoint.open(str(tmp_path)), Cut(1, 1), Numerics())
 
 
 def test_bf16_is_nearer_to_fp32_than_transformers_all_in_bf16(folder: Path, whole: Any) -> None:
     """The factors of products and the cached keys and values round to bf16, and nothing else."""
-    split, exact = Split.load(folder, Cut(1, 1), "bf16"), oracle_logits(whole, IDS)
+    split, exact = Split.load(folder, Cut(1, 1), Numerics("bf16")), oracle_logits(whole, IDS)
     session = split.session()
     got = torch.cat([split.step([(session, [token])])[0] for token in IDS])
     theirs = oracle_logits(unsplit(folder, torch.bfloat16), IDS).float()

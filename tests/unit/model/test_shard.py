@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from fedsea_mq.errors import CheckpointError, IllegalCut
 from fedsea_mq.model.checkpoint import MANIFEST, Checkpoint
+from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.model.partition import Cut, Part
 from fedsea_mq.model.parts import load_trunk
 from fedsea_mq.model.shard import write_shards
@@ -80,9 +81,9 @@ def test_a_client_with_head_and_tail_and_a_node_with_the_trunk_are_the_unsplit_m
 ) -> None:
     shutil.move(shards / "trunk", tmp_path / "node")
     client = Split.load(whole, CUT)
-    trunk = load_trunk(Checkpoint.open(str(tmp_path / "node")), CUT, "fp32", "cpu")
+    trunk = load_trunk(Checkpoint.open(str(tmp_path / "node")), CUT, Numerics())
     with pytest.raises(CheckpointError, match="missing"):
-        load_trunk(Checkpoint.open(str(shards)), CUT, "fp32", "cpu")
+        load_trunk(Checkpoint.open(str(shards)), CUT, Numerics())
     split = Split(client.head, trunk, client.tail)
     ids = prompt(12)
     (logits,) = split.step([(split.session(), ids)])
@@ -106,7 +107,7 @@ def test_given_another_tensor_than_was_sharded_then_loading_refuses_it(shards: P
     tensors["model.layers.1.mlp.up_proj.weight"][0, 0] += 1
     save_file(tensors, file)
     with pytest.raises(CheckpointError, match=r"up_proj\.weight is not the one sharded"):
-        load_trunk(Checkpoint.open(str(shards)), CUT, "fp32", "cpu")
+        load_trunk(Checkpoint.open(str(shards)), CUT, Numerics())
 
 
 def test_given_shards_of_two_models_then_they_do_not_open_together(
