@@ -135,7 +135,7 @@ class BrokerCore:
         if route is None:
             if not len(self._registry) and self._is_young(now):
                 raise Busy("no node has registered yet", self._terms.heartbeat_ms / 1000)
-            node = self._registry.place(envelope.session, asked, now)
+            node = self._registry.place(asked, now)
             route = self._routes[envelope.session] = _Route(node.peer, peer, accepted=False)
         route.client = peer
         return self._relay(Side.NODES, route.node, [parts[0], encode_body(asked)])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedsea_mq.errors import Busy, FingerprintMismatch, LimitExceeded, NodeUnknown
+from fedsea_mq.protocol.comebacks import Comebacks
 from fedsea_mq.protocol.messages import (
     MAX_NODES,
     MAX_SESSIONS_A_NODE,
@@ -14,7 +14,6 @@ from fedsea_mq.protocol.messages import (
     Open,
     Register,
 )
-from fedsea_mq.protocol.waiting_list import Room, WaitingList
 
 
 @dataclass(slots=True)
@@ -33,10 +32,6 @@ class Node:
         """KV positions that a new session can still have."""
         return self.load.kv_positions_free - self.promised_positions
 
-    def has_room(self, positions: int) -> bool:
-        """Whether it can take a session of so many positions now."""
-        return self.kv_free >= positions and self.load.sessions < MAX_SESSIONS_A_NODE
-
 
 class Registry:
     """Every live node, by its address."""
@@ -44,8 +39,7 @@ class Registry:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._nodes: dict[bytes, Node] = {}
-        # By fingerprint: who waits for one model is in nobody's way for another.
-        self._waiting: dict[str, WaitingList] = {}
+        self._comebacks = Comebacks()
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -69,10 +63,7 @@ class Registry:
 
     def drop(self, peer: bytes) -> bool:
         """Forget a node; whether it was known."""
-        known = self._nodes.pop(peer, None)
-        served = {node.offer.fingerprint for node in self._nodes.values()}
-        self._waiting = {name: self._waiting[name] for name in self._waiting.keys() & served}
-        return known is not None
+        return self._nodes.pop(peer, None) is not None
 
     def forgive(self, seconds: float) -> None:
         """Take every node as heard of that much later: it may have spoken, and nobody listened."""
@@ -83,7 +74,7 @@ class Registry:
         """The nodes not heard of for longer than the timeout."""
         return [n.peer for n in self._nodes.values() if now - n.heard_at > self._timeout_s]
 
-    def place(self, session: bytes, asked: Open, now: float) -> Node:
+    def place(self, asked: Open, now: float) -> Node:
         """The node of the right fingerprint with most free KV, with room set aside on it.
 
         Raises:
@@ -97,16 +88,14 @@ class Registry:
                 f"no node serves model and cut {asked.fingerprint[:12]}; "
                 f"served: {', '.join(served[:8]) or 'none'}"
             )
+        best = max(fits, key=lambda node: node.kv_free)
         # A session that no node could ever hold goes to one all the same, which says so.
-        if asked.max_positions > max(node.load.kv_positions_total for node in fits):
-            return max(fits, key=lambda node: node.kv_free)
-        can_now = [node for node in fits if node.has_room(asked.max_positions)]
-        waiting = self._waiting.setdefault(asked.fingerprint, WaitingList())
-        pause_s = waiting.admit(session, asked.max_positions, _room(can_now), now)
-        if pause_s is not None:
-            raise Busy("all nodes are full", pause_s)
-        best = max(can_now, key=lambda node: node.kv_free)
-        best.promised_positions += asked.max_positions
+        can_ever = asked.max_positions <= max(n.load.kv_positions_total for n in fits)
+        full = best.kv_free < asked.max_positions or best.load.sessions >= MAX_SESSIONS_A_NODE
+        if can_ever and full:
+            raise Busy("all nodes are full", self._comebacks.pause_s(now))
+        if can_ever:
+            best.promised_positions += asked.max_positions
         return best
 
     def statuses(self, now: float) -> list[NodeStatus]:
@@ -125,10 +114,3 @@ class Registry:
             ),
             key=lambda status: status.name,
         )
-
-
-def _room(nodes: Sequence[Node]) -> Room:
-    return Room(
-        sum(MAX_SESSIONS_A_NODE - node.load.sessions for node in nodes),
-        sum(node.kv_free for node in nodes),
-    )

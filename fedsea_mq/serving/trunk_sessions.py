@@ -20,18 +20,16 @@ from fedsea_mq.errors import (
     SessionUnknown,
     StepFailed,
 )
+from fedsea_mq.protocol.comebacks import Comebacks
 from fedsea_mq.protocol.envelope import Envelope, Kind
 from fedsea_mq.protocol.frames import Frame, Parts
 from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Open, Result
 from fedsea_mq.protocol.payload import PayloadSpec
 from fedsea_mq.protocol.positions import TrunkPositions, Verdict
-from fedsea_mq.protocol.waiting_list import Room, WaitingList
 from fedsea_mq.serving.scheduler import Owner, Urgency
 
 # Where frames come from and replies go to, if not to a client's own connection.
 BROKER: Final = b""
-# Another node takes the session, or this one's successor.
-_DRAINING_PAUSE_S: Final = 0.5
 # What a client may send past the broker: nothing that the broker must know of.
 _DIRECT: Final = frozenset({Kind.EXTEND, Kind.RENEW})
 
@@ -48,6 +46,7 @@ class TrunkTerms:
     max_sessions: int
     max_frame_positions: int
     lease_s: float
+    retry_after_s: float = 0.5
     direct: str | None = None
 
 
@@ -102,7 +101,7 @@ class TrunkSessions:
         self._sessions: dict[bytes, _Session] = {}
         self.kv_free = terms.kv_positions
         self.draining = False
-        self._waiting = WaitingList()
+        self._comebacks = Comebacks(soonest_s=terms.retry_after_s)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -149,7 +148,7 @@ class TrunkSessions:
         asked = frame.body(Open)
         held = self._sessions.get(frame.envelope.session)
         if held is None:
-            self._admit(frame.envelope.session, asked, now)
+            self._admit(asked, now)
             self._sessions[frame.envelope.session] = _Session(
                 asked,
                 PayloadSpec(asked.dtype, self.terms.hidden),
@@ -167,7 +166,7 @@ class TrunkSessions:
         )
         return [self._reply(frame.envelope, Kind.ACCEPT, terms)]
 
-    def _admit(self, session: bytes, asked: Open, now: float) -> None:
+    def _admit(self, asked: Open, now: float) -> None:
         terms = self.terms
         if asked.fingerprint != terms.fingerprint:
             raise FingerprintMismatch(
@@ -180,11 +179,9 @@ class TrunkSessions:
                 f"a session of {asked.max_positions} positions, this node holds 1 to {most}"
             )
         if self.draining:
-            raise Busy(f"node {terms.node} takes no new sessions", _DRAINING_PAUSE_S)
-        room = Room(terms.max_sessions - len(self._sessions), self.kv_free)
-        pause_s = self._waiting.admit(session, asked.max_positions, room, now)
-        if pause_s is not None:
-            raise Busy(f"node {terms.node} has no room now", pause_s)
+            raise Busy(f"node {terms.node} takes no new sessions", self._comebacks.pause_s(now))
+        if len(self._sessions) >= terms.max_sessions or asked.max_positions > self.kv_free:
+            raise Busy(f"node {terms.node} has no room now", self._comebacks.pause_s(now))
 
     def _extend(self, frame: Frame, now: float, origin: bytes) -> list[Action]:
         session = self._find(frame.envelope, now)

@@ -10,8 +10,6 @@ from fedsea_mq.protocol.messages import MAX_NODES, MAX_SESSIONS_A_NODE, Open
 from fedsea_mq.protocol.payload import WireDtype
 from tests.unit.broker.placing import LLAMA, QWEN, load, offer
 
-S, S2 = b"session 1", b"session 2"
-
 
 def asks(positions: int, fingerprint: str = LLAMA) -> Open:
     return Open(fingerprint=fingerprint, max_positions=positions, dtype=WireDtype.FP16)
@@ -28,61 +26,46 @@ def registry() -> Registry:
 
 
 def test_a_session_goes_to_the_node_of_its_model_with_most_free_kv(registry: Registry) -> None:
-    assert registry.place(S, asks(10), 0.0).peer == b"large"
-    assert registry.place(S, asks(10, QWEN), 0.0).peer == b"other"
+    assert registry.place(asks(10), 0.0).peer == b"large"
+    assert registry.place(asks(10, QWEN), 0.0).peer == b"other"
 
 
 def test_room_is_set_aside_until_the_node_tells_its_load(registry: Registry) -> None:
-    placed = [registry.place(S, asks(30), 0.0).peer for _ in range(5)]
+    placed = [registry.place(asks(30), 0.0).peer for _ in range(5)]
     assert placed == [b"large", b"large", b"small", b"large", b"small"]
     with pytest.raises(Busy):
-        registry.place(S, asks(30), 0.0)
+        registry.place(asks(30), 0.0)
     registry.heartbeat(b"small", load(free=30), 1.0)
-    assert registry.place(S, asks(30), 0.0).peer == b"small"
-
-
-def test_room_goes_to_who_was_refused_first_and_another_model_is_not_concerned(
-    registry: Registry,
-) -> None:
-    registry.place(b"another", asks(100), 0.0)
-    with pytest.raises(Busy):
-        registry.place(S, asks(100), 0.0)
-    registry.heartbeat(b"large", load(free=100), 0.2)
-    with pytest.raises(Busy):
-        registry.place(S2, asks(70), 0.3)
-    assert registry.place(S2, asks(70, QWEN), 0.3).peer == b"other"
-    assert registry.place(S, asks(100), 0.5).peer == b"large"
+    assert registry.place(asks(30), 0.0).peer == b"small"
 
 
 def test_given_no_node_of_the_model_then_the_refusal_says_what_is_served(
     registry: Registry,
 ) -> None:
     with pytest.raises(FingerprintMismatch, match="efefefefefef; served: abababababab, cdcd"):
-        registry.place(S, asks(1, "ef" * 32), 0.0)
+        registry.place(asks(1, "ef" * 32), 0.0)
     with pytest.raises(FingerprintMismatch, match="served: none"):
-        Registry(5.0).place(S, asks(1), 0.0)
+        Registry(5.0).place(asks(1), 0.0)
 
 
 def test_given_all_full_then_busy(registry: Registry) -> None:
     registry.heartbeat(b"large", load(free=0), 1.0)
     with pytest.raises(Busy):
-        registry.place(S, asks(61), 0.0)
+        registry.place(asks(61), 0.0)
 
 
-def test_given_nodes_with_all_sessions_they_may_list_then_busy(registry: Registry) -> None:
+def test_given_a_node_with_all_sessions_it_may_list_then_busy(registry: Registry) -> None:
     registry.heartbeat(b"large", load(sessions=MAX_SESSIONS_A_NODE), 1.0)
-    assert registry.place(S, asks(1), 0.0).peer == b"small"
-    registry.heartbeat(b"small", load(sessions=MAX_SESSIONS_A_NODE), 1.0)
     with pytest.raises(Busy):
-        registry.place(S, asks(1), 0.0)
+        registry.place(asks(1), 0.0)
 
 
 def test_given_a_session_no_node_could_ever_hold_then_a_node_is_asked_and_no_room_set_aside(
     registry: Registry,
 ) -> None:
     for _ in range(3):
-        assert registry.place(S, asks(101), 0.0).peer == b"large"
-    assert registry.place(S, asks(100), 0.0).peer == b"large"
+        assert registry.place(asks(101), 0.0).peer == b"large"
+    assert registry.place(asks(100), 0.0).peer == b"large"
 
 
 def test_a_node_is_silent_once_it_was_not_heard_for_longer_than_the_timeout(

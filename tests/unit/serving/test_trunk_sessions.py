@@ -26,7 +26,7 @@ from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Result
 from fedsea_mq.protocol.payload import WireDtype
 from fedsea_mq.serving.scheduler import Owner, Urgency
 from fedsea_mq.serving.trunk_sessions import Compute, Release, Reply
-from tests.unit.serving.trunk import ANNA, BERT, CARL, Trunk, states
+from tests.unit.serving.trunk import ANNA, BERT, CARL, TERMS, Trunk, states
 
 
 @pytest.fixture
@@ -85,24 +85,7 @@ class TestOpening:
         trunk.open(ANNA, 60)
         told = refused(trunk.open(BERT, 41), Busy)
         assert isinstance(told, Busy)
-        assert told.retry_after_s == 0.5
-
-    def test_given_one_that_was_refused_then_others_do_not_take_the_room_that_it_waits_for(
-        self, trunk: Trunk
-    ) -> None:
-        trunk.open(ANNA, 60)
-        refused(trunk.open(BERT, 41), Busy)
-        refused(trunk.open(CARL, 40), Busy)
-        trunk.close(ANNA)
-        assert trunk.open(BERT, 41).envelope.kind is Kind.ACCEPT
-        assert trunk.open(CARL, 40).envelope.kind is Kind.ACCEPT
-
-    def test_given_one_that_was_refused_and_does_not_come_back_then_others_have_the_room(
-        self, trunk: Trunk
-    ) -> None:
-        trunk.open(ANNA, 60)
-        refused(trunk.open(BERT, 41), Busy)
-        trunk.now += 3.0
+        assert told.retry_after_s == TERMS.retry_after_s
         assert trunk.open(CARL, 40).envelope.kind is Kind.ACCEPT
         assert trunk.sessions.kv_free == 0
 

@@ -24,6 +24,7 @@ TERMS = TrunkTerms(
     max_sessions=3,
     max_frame_positions=8,
     lease_s=10.0,
+    retry_after_s=0.25,
 )
 
 
