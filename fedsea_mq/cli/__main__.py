@@ -189,7 +189,8 @@ def verify(
 ) -> None:
     """Compare the split system, over real processes, with the unsplit model.
 
-    Exits 1 if fp32 differs.
+    Exits 1 if fp32 differs. Other dtypes, and int8 weights and KV cache, round: what that makes
+    of the logits is reported, and no bound is held.
     """
     from fedsea_mq.cli.verify import Ask
     from fedsea_mq.cli.verify import verify as run
@@ -203,14 +204,20 @@ def verify(
         found = [verdict.as_json() for verdict in verdicts]
         print_json(found if every_cut else found[0])
     else:
+        narrow = [key for key in ("weights", "kv_cache") if getattr(settings.model, key) == "int8"]
+        mode = ", ".join([dtype, *(f"int8 {key}" for key in narrow)])
         print_table(
-            f"{model}, {dtype}, split against unsplit",
-            ["cut", "identical", "largest logit difference", "bytes a token", "peak RSS, MB"],
+            f"{model}, {mode}, split against unsplit",
+            [
+                *("cut", "identical", "largest logit difference", "relative logit error"),
+                *("bytes a token", "peak RSS, MB"),
+            ],
             [
                 (
                     f"{v.head_blocks}+{v.tail_blocks}",
                     f"{v.identical}/{v.prompts}",
                     f"{v.max_abs_logit_diff:.2e}",
+                    f"{v.relative_logit_error:.2e}",
                     "{up:.0f} up, {down:.0f} down".format(**v.bytes_per_decode_token),
                     " and ".join(
                         f"{v.peak_rss[part] / 1e6:.0f} {part}" for part in ("client", "trunk")
@@ -219,9 +226,7 @@ def verify(
                 for v in verdicts
             ],
         )
-    if dtype == "fp32" and any(
-        v.identical < v.prompts or v.max_abs_logit_diff > 1e-4 for v in verdicts
-    ):
+    if any(verdict.failed for verdict in verdicts):
         raise typer.Exit(1)
 
 

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -20,7 +20,11 @@ from fedsea_mq.errors import CheckpointError, ProcessFailed
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.numerics import DTYPES
 from fedsea_mq.model.partition import Cut, legal_cuts
-from fedsea_mq.settings import Settings
+from fedsea_mq.settings import ModelSettings, Settings
+
+_Logits = np.ndarray[Any, np.dtype[np.float32]]
+# What batching and the order of sums may change in a logit of fp32.
+_EQUAL: Final = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +44,23 @@ class Verdict:
     head_blocks: int
     tail_blocks: int
     dtype: str
+    weights: str
+    kv_cache: str
     prompts: int
     identical: int
     max_abs_logit_diff: float
+    relative_logit_error: float
     bytes_per_decode_token: dict[str, float]
     payload_floor_bytes: int
     peak_rss: dict[str, int]
     baseline_rss: dict[str, int]
     tensor_bytes: dict[str, int]
+
+    @property
+    def failed(self) -> bool:
+        """Whether what has to be equal differs: fp32 throughout. All else rounds as it does."""
+        exact = self.dtype == "fp32" and self.weights == self.kv_cache == "auto"
+        return exact and (self.identical < self.prompts or self.max_abs_logit_diff > _EQUAL)
 
     def as_json(self) -> dict[str, Any]:
         """The verdict as a JSON object."""
@@ -57,7 +70,7 @@ class Verdict:
 @dataclass(slots=True)
 class _Answer:
     tokens: list[int]
-    logits: np.ndarray[Any, np.dtype[np.float32]]
+    logits: _Logits
 
 
 async def verify(settings: Settings, asks: Ask, *, every_cut: bool) -> list[Verdict]:
@@ -79,7 +92,7 @@ async def verify(settings: Settings, asks: Ask, *, every_cut: bool) -> list[Verd
     # Last, so that this process never holds the unsplit model while it starts the others.
     oracle = _oracle(checkpoint, settings, prompts, asks.new_tokens)
     floor = checkpoint.hidden * DTYPES[model.dtype].itemsize
-    return [run.against(oracle, model.dtype, floor) for run in runs]
+    return [run.against(oracle, model, floor) for run in runs]
 
 
 def _oracle(
@@ -121,15 +134,20 @@ class _Run:
     baseline_rss: dict[str, int]
     tensor_bytes: dict[str, int]
 
-    def against(self, oracle: Sequence[_Answer], dtype: str, floor: int) -> Verdict:
+    def against(self, oracle: Sequence[_Answer], model: ModelSettings, floor: int) -> Verdict:
         pairs = list(zip(self.answers, oracle, strict=True))
+        compared = [_compared(answer, told) for answer, told in pairs]
+        ours, theirs = (np.concatenate(rows) for rows in zip(*compared, strict=True))
         return Verdict(
             head_blocks=self.cut.head_blocks,
             tail_blocks=self.cut.tail_blocks,
-            dtype=dtype,
+            dtype=model.dtype,
+            weights=model.weights,
+            kv_cache=model.kv_cache,
             prompts=len(pairs),
-            identical=sum(ours.tokens == theirs.tokens for ours, theirs in pairs),
-            max_abs_logit_diff=max(_logit_diff(ours, theirs) for ours, theirs in pairs),
+            identical=sum(answer.tokens == told.tokens for answer, told in pairs),
+            max_abs_logit_diff=float(np.abs(ours - theirs).max()),
+            relative_logit_error=float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)),
             bytes_per_decode_token=self.bytes_per_decode_token,
             payload_floor_bytes=floor,
             peak_rss=self.peak_rss,
@@ -200,11 +218,11 @@ async def _ask(
     return ordered, answers
 
 
-def _logit_diff(answer: _Answer, oracle: _Answer) -> float:
-    """Largest difference up to and including the first step where the tokens part."""
+def _compared(answer: _Answer, oracle: _Answer) -> tuple[_Logits, _Logits]:
+    """The logits of both up to and including the first step where the tokens part."""
     same = 0
     for ours, theirs in zip(answer.tokens, oracle.tokens, strict=False):
         same += 1
         if ours != theirs:
             break
-    return float(np.abs(answer.logits[:same] - oracle.logits[:same]).max())
+    return answer.logits[:same], oracle.logits[:same]

@@ -104,7 +104,7 @@ class KVCache:
         at = (slice(None), block - self.first_block, slice(None), slice(start, stop))
         keys_and_values = self._rows[at]
         if self._scales is not None:
-            keys_and_values = keys_and_values * self._scales[at]
+            keys_and_values = keys_and_values.float().mul_(self._scales[at])
         return keys_and_values[0], keys_and_values[1]
 
 

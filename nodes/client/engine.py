@@ -55,7 +55,7 @@ class Loaded:
 
     @property
     def tensor_bytes(self) -> int:
-        """Bytes of the weights that the client holds, in its compute dtype; a tied one once."""
+        """Bytes of the weights that the client holds, as it holds them; a tied one once."""
         return weight_bytes(self.head, self.tail)
 
     @property

@@ -114,7 +114,7 @@ class TrunkNode:
 
     @property
     def tensor_bytes(self) -> int:
-        """Bytes of the weights that this node holds, in its compute dtype."""
+        """Bytes of the weights that this node holds, in the dtypes that it holds them in."""
         return weight_bytes(self._running.run)
 
     @property

@@ -48,8 +48,14 @@ def _rows(ratios: dict[str, Any]) -> list[tuple[str, ...]]:
         (
             name,
             f"{ratio['value']:.3g}",
-            f"{'<=' if ratio['goal_is'] == 'at most' else '>='} {ratio['goal']:g}",
-            "yes" if ratio["met"] else "no",
+            _goal(ratio),
+            {True: "yes", False: "no", None: "-"}[ratio["met"]],
         )
         for name, ratio in ratios.items()
     ]
+
+
+def _goal(ratio: dict[str, Any]) -> str:
+    if ratio["goal"] is None:
+        return "-"
+    return f"{'<=' if ratio['goal_is'] == 'at most' else '>='} {ratio['goal']:g}"

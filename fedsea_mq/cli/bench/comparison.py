@@ -15,15 +15,17 @@ Repeat = tuple[Mapping[str, float], Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """A figure that is wanted to be at least, or at most, `goal`."""
+    """A figure that is wanted to be at least, or at most, `goal`; without one it is only told."""
 
     name: str
-    goal: float
+    goal: float | None
     says: str
     at_most: bool = False
 
-    def met(self, value: float) -> bool:
-        """Whether the value is as wanted."""
+    def met(self, value: float) -> bool | None:
+        """Whether the value is as wanted; None if nothing is."""
+        if self.goal is None:
+            return None
         return value <= self.goal if self.at_most else value >= self.goal
 
 

@@ -17,6 +17,7 @@ from fedsea_mq.cli.bench.batching import BATCHING
 from fedsea_mq.cli.bench.comparison import Comparison, Outcome
 from fedsea_mq.cli.bench.direct import DIRECT
 from fedsea_mq.cli.bench.floors import FLOORS
+from fedsea_mq.cli.bench.int8 import INT8
 from fedsea_mq.cli.bench.interference import FAIRNESS, PREFILL
 from fedsea_mq.cli.bench.model_b import write_model
 from fedsea_mq.cli.bench.plots import plot_serving
@@ -31,6 +32,7 @@ from fedsea_mq.errors import ConfigError
 
 COMPARISONS: Final = (
     FLOORS,
+    INT8,
     BATCHING,
     RESENDING,
     TRANSFORMERS,

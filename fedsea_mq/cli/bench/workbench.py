@@ -45,7 +45,11 @@ class Workbench:
 
     def threads(self, count: int) -> Workbench:
         """The same with that many torch threads a process."""
-        return Workbench(self.settings.replace(model={"threads": count}), self.folder)
+        return self.model(threads=count)
+
+    def model(self, **keys: Any) -> Workbench:
+        """The same with other keys of the settings' `model`."""
+        return Workbench(self.settings.replace(model=keys), self.folder)
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[Alone]:
