@@ -1,1 +1,1 @@
-"""What the model is asked to do: a small invented world, the paper's three tasks, their metrics."""
+"""What a model is asked to do: tasks by name, their records, examples, metrics and shards."""
