@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ import zmq
 from broker.core import BrokerCore, BrokerTerms, Send, Side
 from fedsea_mq.errors import FedSeaError, NotRunning, PeerUnreachable, SendQueueFull
 from fedsea_mq.log import get_logger
-from fedsea_mq.protocol.bundle import is_bundle, unbundled
+from fedsea_mq.protocol.bundle import unbundled_from
 from fedsea_mq.settings import BrokerSettings
 from fedsea_mq.transport.loop_socket import LoopSocket
 from fedsea_mq.transport.outbox import Outbox
@@ -48,7 +48,7 @@ class Broker:
             max_part_bytes=self._settings.max_part_mb << 20,
             max_queued=self._settings.max_queued_frames,
             copy=False,
-            split=partial(self._split, side),
+            split=partial(unbundled_from, refuse=partial(self._refuse, side)),
         )
 
     async def __aenter__(self) -> Self:
@@ -95,16 +95,8 @@ class Broker:
         peer, *parts = message
         self._deliver(self._running.from_node(bytes(peer), parts, time.monotonic()))
 
-    def _split(self, side: Side, message: list[Any]) -> Sequence[list[Any]]:
-        """The messages that came as this one; none, and an error back, if it cannot be read."""
-        peer, *parts = message
-        if not is_bundle(parts):
-            return [message]
-        try:
-            return [[peer, *one] for one in unbundled(parts)]
-        except FedSeaError as error:
-            self._deliver([self._running.refused(side, bytes(peer), error)])
-            return []
+    def _refuse(self, side: Side, peer: bytes, error: FedSeaError) -> None:
+        self._deliver([self._running.refused(side, peer, error)])
 
     def _deliver(self, sends: Iterable[Send]) -> None:
         for send in sends:

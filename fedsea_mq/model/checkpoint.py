@@ -93,6 +93,11 @@ class Checkpoint:
         """Width of the hidden states."""
         return int(self.config.hidden_size)
 
+    @property
+    def max_positions(self) -> int:
+        """The model's own bound on a sequence."""
+        return int(self.config.max_position_embeddings)
+
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:
         """The tokens that end a generation: generation_config.json's, else config.json's."""

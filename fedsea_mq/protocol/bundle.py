@@ -8,12 +8,12 @@ messages, which mean what they would have meant alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
 
 import msgpack
 
-from fedsea_mq.errors import LimitExceeded, MalformedFrame
+from fedsea_mq.errors import FedSeaError, LimitExceeded, MalformedFrame
 from fedsea_mq.protocol.envelope import Envelope, Kind
 from fedsea_mq.protocol.frames import MAX_PARTS, Parts
 
@@ -85,6 +85,23 @@ def unbundled(parts: Sequence[bytes]) -> list[Parts]:
     if start != len(contents):
         raise MalformedFrame(f"bundle of {len(contents)} bytes, its manifest says {start}")
     return messages
+
+
+def unbundled_from(
+    message: list[Any], refuse: Callable[[bytes, FedSeaError], None]
+) -> Sequence[list[Any]]:
+    """What a message off a socket of many peers stands for, each behind the sender's address.
+
+    Nothing, and a call of `refuse` with the address, for a bundle that cannot be read.
+    """
+    peer, *parts = message
+    if not is_bundle(parts):
+        return [message]
+    try:
+        return [[peer, *one] for one in unbundled(parts)]
+    except FedSeaError as error:
+        refuse(bytes(peer), error)
+        return []
 
 
 def _sizes(manifest: bytes) -> Iterator[list[int]]:

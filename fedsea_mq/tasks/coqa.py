@@ -8,7 +8,7 @@ from typing import Any, Final
 from pydantic import model_validator
 
 from fedsea_mq.tasks.records import MaybeBlank, Record, Text
-from fedsea_mq.tasks.task import Example, Prompt
+from fedsea_mq.tasks.task import Example, Prompt, talk_before
 
 SYSTEM: Final = (
     "You are a helpful assistant. You need to answer my question based on the provided story."
@@ -56,7 +56,6 @@ class Story(Record):
         asked = [turn.input_text for turn in self.questions]
         opening = f". My question is {asked[0]}" if asked else ""
         for turn, answer in enumerate(said):
-            history = [text for past in range(turn) for text in (said[past], asked[past + 1])]
             others = [turns[turn].input_text for turns in self.additional_answers.values()]
             yield Example(
                 Prompt(
@@ -65,7 +64,7 @@ class Story(Record):
                     after=opening,
                     chat=True,
                     system=SYSTEM,
-                    then=tuple(history),
+                    then=talk_before(turn, asked, said),
                 ),
                 answer,
                 references=(answer, *others),

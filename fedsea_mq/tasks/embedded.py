@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedsea_mq.tasks.dialogues import Dialogue, Kind, dialogues
-from fedsea_mq.tasks.task import Example, Prompt, Split, Wanted
+from fedsea_mq.tasks.task import Example, Prompt, Split, Wanted, talk_before
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +26,9 @@ class WorldSource:
 
 
 def _turns(dialogue: Dialogue, record: str) -> Iterator[Example]:
-    first, *others = dialogue.turns
-    for turn, asked in enumerate(dialogue.turns):
-        past = dialogue.turns[:turn]
-        then = [
-            text
-            for one, next_ in zip(past, others, strict=False)
-            for text in (one.answer, next_.said)
-        ]
-        label = asked.answer.rsplit(": ", 1)[-1] if dialogue.kind is Kind.UNDERSTANDING else ""
-        prompt = Prompt(before=first.said, chat=True, then=tuple(then))
-        yield Example(prompt, asked.answer, label=label, record=record)
+    asked = [turn.said for turn in dialogue.turns]
+    answers = [turn.answer for turn in dialogue.turns]
+    for turn, answer in enumerate(answers):
+        label = answer.rsplit(": ", 1)[-1] if dialogue.kind is Kind.UNDERSTANDING else ""
+        prompt = Prompt(before=asked[0], chat=True, then=talk_before(turn, asked, answers))
+        yield Example(prompt, answer, label=label, record=record)

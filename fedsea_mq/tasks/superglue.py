@@ -37,6 +37,10 @@ class BoolQ(Record):
         yield Example(Prompt(ended(self.passage, "."), after=asked), answer, YES_NO, label=answer)
 
 
+def _hypothesis(hypothesis: str, blank: str, premise: str) -> Prompt:
+    return Prompt(premise, before=f'"{hypothesis.removesuffix(".")}"? {blank} "', after='"')
+
+
 class CB(Record):
     """`"[h]"? [M], "[p]"`: yes, no or maybe."""
 
@@ -46,8 +50,7 @@ class CB(Record):
 
     def examples(self) -> Iterator[Example]:
         """One hypothesis."""
-        before = f'"{self.hypothesis.removesuffix(".")}"? {BLANK}, "'
-        prompt = Prompt(self.premise, before, '"')
+        prompt = _hypothesis(self.hypothesis, f"{BLANK},", self.premise)
         yield Example(prompt, _NLI[self.label], tuple(_NLI.values()), label=self.label)
 
 
@@ -60,9 +63,9 @@ class RTE(Record):
 
     def examples(self) -> Iterator[Example]:
         """One hypothesis."""
-        before = f'"{self.hypothesis.removesuffix(".")}"? {BLANK} "'
         answer = yes_or_no(self.label == "entailment")
-        yield Example(Prompt(self.premise, before, '"'), answer, YES_NO, label=self.label)
+        prompt = _hypothesis(self.hypothesis, BLANK, self.premise)
+        yield Example(prompt, answer, YES_NO, label=self.label)
 
 
 class COPA(Record):

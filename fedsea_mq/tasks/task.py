@@ -51,6 +51,11 @@ class Prompt:
         return replace(self, passage=passage)
 
 
+def talk_before(turn: int, asked: Sequence[str], said: Sequence[str]) -> tuple[str, ...]:
+    """`Prompt.then` for the question of `turn`: each answer before it, and what was asked next."""
+    return tuple(text for past in range(turn) for text in (said[past], asked[past + 1]))
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One thing to answer."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Final, Self
 
 import zmq
@@ -32,22 +33,9 @@ class ConnectionLimit:
         self._limited = socket
         self._most = most
         self._open: set[int] = set()
-        self._handler = LoopSocket(
-            zmq.ROUTER,
-            self._asked,
-            max_part_bytes=_SMALL,
-            max_queued=_QUEUED,
-            copy=True,
-            context=context,
-        )
-        self._monitor = LoopSocket(
-            zmq.PAIR,
-            self._happened,
-            max_part_bytes=_SMALL,
-            max_queued=_QUEUED,
-            copy=True,
-            context=context,
-        )
+        inside = partial(LoopSocket, max_part_bytes=_SMALL, max_queued=_QUEUED, copy=True)
+        self._handler = inside(zmq.ROUTER, self._asked, context=context)
+        self._monitor = inside(zmq.PAIR, self._happened, context=context)
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Self
 
 import zmq
 
 from fedsea_mq.errors import FedSeaError, PeerUnreachable, SendQueueFull
 from fedsea_mq.log import get_logger
-from fedsea_mq.protocol.bundle import is_bundle, unbundled
+from fedsea_mq.protocol.bundle import unbundled_from
 from fedsea_mq.protocol.envelope import Envelope, Kind
 from fedsea_mq.protocol.frames import Frame, Parts
 from fedsea_mq.transport.connection_limit import ConnectionLimit
@@ -52,7 +53,7 @@ class DirectListener:
             max_part_bytes=max_part_bytes,
             max_queued=max_queued,
             copy=True,
-            split=self._split,
+            split=partial(unbundled_from, refuse=self._refuse),
             context=self._context,
         )
         self._limit = ConnectionLimit(self._socket, max_connections, self._context)
@@ -83,16 +84,6 @@ class DirectListener:
             _log.info("not delivered directly", frames=len(run), reason=str(error))
             for message in run:
                 self._on_undelivered(message)
-
-    def _split(self, message: list[bytes]) -> Sequence[list[bytes]]:
-        peer, *parts = message
-        if not is_bundle(parts):
-            return [message]
-        try:
-            return [[peer, *one] for one in unbundled(parts)]
-        except FedSeaError as error:
-            self._refuse(peer, error)
-            return []
 
     def _read(self, message: list[bytes]) -> None:
         peer, *parts = message

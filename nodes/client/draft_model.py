@@ -53,7 +53,7 @@ class DraftModel:
         self._head, self._tail = load_client(checkpoint, _WHOLE, Numerics.of(model))
         self._blocks = load_trunk(checkpoint, _WHOLE, Numerics.of(model))
         self.ends = checkpoint.eos_token_ids
-        self.max_positions = int(checkpoint.config.max_position_embeddings)
+        self.max_positions = checkpoint.max_positions
 
     def new_cache(self, positions: int) -> KVCache:
         """An empty cache for one session."""

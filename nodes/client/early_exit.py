@@ -32,7 +32,7 @@ class EarlyExit:
         self._head = head
         self._tail = tail
         self.ends = checkpoint.eos_token_ids
-        self.max_positions = int(checkpoint.config.max_position_embeddings)
+        self.max_positions = checkpoint.max_positions
 
     def new_cache(self, positions: int) -> KVCache:
         """Empty caches for one session; what the tail sees here are not the trunk's outputs."""

@@ -51,7 +51,7 @@ class Loaded:
     @property
     def max_positions(self) -> int:
         """The model's own bound on a session."""
-        return int(self.checkpoint.config.max_position_embeddings)
+        return self.checkpoint.max_positions
 
     @property
     def tensor_bytes(self) -> int:

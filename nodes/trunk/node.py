@@ -147,7 +147,7 @@ class TrunkNode:
             checkpoint.fingerprint(cut),
             cut,
             checkpoint.hidden,
-            int(checkpoint.config.max_position_embeddings),
+            checkpoint.max_positions,
         )
         return run, offer
 

@@ -9,23 +9,20 @@ from __future__ import annotations
 from typing import Any, Final
 
 from fedsea_mq.cli.bench.comparison import Comparison, Ratio, Repeat
-from fedsea_mq.cli.bench.workbench import Served, Workbench
+from fedsea_mq.cli.bench.workbench import Served, System, Workbench
 
 _SHORT, _LONG = 64, 512
 # New tokens a session: enough seconds of steady decoding at each size.
 _NEW: Final = {1: 192, 4: 192, 16: 160, 64: 128}
 _NEW_IN_TURN: Final = {1: 192, 4: 64, 16: 16, 64: 8}
-_SIZES: Final = [(sessions, context) for context in (_SHORT, _LONG) for sessions in _NEW]
 
 
 async def _repeat(bench: Workbench) -> Repeat:
-    served: dict[str, Served] = {}
     async with bench.system() as system:
-        await system.together((1, 1), 32, 8)  # warm
-        for sessions, context in _SIZES:
-            run = await system.together((1,) * sessions, context, _NEW[sessions])
-            served[f"{sessions}x{context}"] = run
-    in_turn = await _in_turn(bench)
+        served = await _each_size(system, _NEW)
+    # On a trunk that waits for nobody.
+    async with bench.system(max_wait_ms=0) as system:
+        in_turn = await _each_size(system, _NEW_IN_TURN, in_turn=True)
     async with bench.alone() as alone:
         bare = await alone.ask("step", batch=64, context=_LONG, steps=_NEW[64])
     one, many = served["1x512"], served["64x512"]
@@ -37,20 +34,23 @@ async def _repeat(bench: Workbench) -> Repeat:
         "occupancy": min(served[f"{n}x{_LONG}"].mean("batch") / n for n in (4, 16, 64)),
         "tpot_vs_step": many.tpot_s(95) / many.step_s,
     }
-    beside = {"bare_64x512": bare, "in_turn_tokens_per_s": in_turn}
+    turns = {name: run.tokens_per_s for name, run in in_turn.items()}
+    beside = {"bare_64x512": bare, "in_turn_tokens_per_s": turns}
     return ratios, beside | {name: _figures(run) for name, run in served.items()}
 
 
-async def _in_turn(bench: Workbench) -> dict[str, float]:
-    """Tokens/s of sessions that take turns, on a trunk that waits for nobody."""
-    rates: dict[str, float] = {}
-    async with bench.system(max_wait_ms=0) as system:
-        await system.together((1, 1), 32, 8)  # warm
-        for sessions, context in _SIZES:
-            new = _NEW_IN_TURN[sessions]
-            run = await system.together((1,) * sessions, context, new, in_turn=True)
-            rates[f"{sessions}x{context}"] = run.tokens_per_s
-    return rates
+async def _each_size(
+    system: System, new: dict[int, int], *, in_turn: bool = False
+) -> dict[str, Served]:
+    """Each number of sessions at each context; `new` tokens a session."""
+    await system.together((1, 1), 32, 8)  # warm
+    return {
+        f"{sessions}x{context}": await system.together(
+            (1,) * sessions, context, new[sessions], in_turn=in_turn
+        )
+        for context in (_SHORT, _LONG)
+        for sessions in new
+    }
 
 
 def _figures(run: Served) -> dict[str, Any]:
