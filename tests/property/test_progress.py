@@ -40,9 +40,14 @@ class Session(RuleBasedStateMachine):
         return [b"".join(row.to_bytes(4, "little") for row in rows)]
 
     def deliver(self, sent: Sent) -> None:
-        if self.trunk.receive(*sent) is Verdict.APPLY:
+        verdict, (body, payload, _) = self.trunk.receive(*sent), sent
+        if verdict is Verdict.APPLY:
             self.in_flight = sent
-            del self.cache[sent[0].cached :]
+            del self.cache[body.cached :]
+        elif verdict is Verdict.REPLAY:
+            # It went back and says the same again: the answer is there at once.
+            assert self.trunk.reply == list(payload)
+            self.client_cached = body.cached + body.count
 
     @precondition(lambda self: self.in_flight is None)
     @rule(tokens=TOKENS)
