@@ -13,12 +13,15 @@ import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
 from fedsea_mq.errors import FedSeaError
 from fedsea_mq.settings import LogSettings, Settings
+
+# In the environment: the process id of the parent without which a process is to end.
+PARENT: Final = "FEDSEA_PARENT"
 
 
 def settings_from_arguments(description: str, arguments: list[str] | None = None) -> Settings:
@@ -103,10 +106,11 @@ async def stop_asked() -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    parent = os.getppid()
+    # Told by whoever started this process: asked for here, the parent might be gone already.
+    parent = os.environ.get(PARENT)
     while not stop.is_set():
         try:
             await asyncio.wait_for(stop.wait(), 1.0)
         except TimeoutError:
-            if "FEDSEA_CHILD" in os.environ and os.getppid() != parent:
+            if parent is not None and str(os.getppid()) != parent:
                 return  # orphaned: a killed `fedsea up` must leave nothing behind

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+from fedsea_mq.entry import PARENT
 from fedsea_mq.errors import ProcessFailed
 from fedsea_mq.settings import Settings
 
@@ -47,7 +48,7 @@ class Child:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 limit=_LINE_BYTES,
-                env=os.environ | {"FEDSEA_CHILD": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+                env=os.environ | {PARENT: str(os.getpid()), "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
                 # Ctrl-C is for the command, which then stops its children in order.
                 start_new_session=True,
             )

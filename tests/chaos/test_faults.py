@@ -14,6 +14,7 @@ import pytest
 import zmq
 
 from fedsea_mq.cli.processes import Child, LocalSystem
+from fedsea_mq.entry import PARENT
 from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.settings import Settings
 from fedsea_mq.transport.status import StatusWatch
@@ -204,6 +205,17 @@ async def test_a_killed_command_leaves_no_process_behind(tiny_llama: Path) -> No
     async with asyncio.timeout(10):
         while any(_alive(pid) for pid in children):
             await asyncio.sleep(0.1)
+
+
+async def test_a_process_whose_parent_was_gone_before_it_looked_ends() -> None:
+    orphan = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "broker"),
+        *("--set", "broker.clients=tcp://127.0.0.1:*", "--set", "broker.nodes=tcp://127.0.0.1:*"),
+        env=os.environ | {PARENT: "0"},  # the id of no process
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    async with asyncio.timeout(10):
+        assert await orphan.wait() == 0
 
 
 def _alive(pid: int) -> bool:
