@@ -49,6 +49,14 @@ class TaskDataError(LocalError):
     """A task's data cannot be read, or a record lacks a field or holds a wrong one."""
 
 
+class AdapterError(LocalError):
+    """An adapter's files are not a LoRA adapter of this model, or adapters do not fit together."""
+
+
+class TrainingDiverged(LocalError):
+    """A loss or a gradient is not a finite number; the adapters were not changed by it."""
+
+
 class NotRunning(LocalError):
     """A node, link or session was used before `async with` entered it or after it was left."""
 
@@ -141,6 +149,24 @@ class StepFailed(RemoteError):
     code = "step_failed"
 
 
+class BatchMismatch(RemoteError):
+    """A training batch is empty, or its states, labels or gradients do not fit its lengths."""
+
+    code = "batch_mismatch"
+
+
+class TicketInUse(RemoteError):
+    """A forward pass under this ticket still waits for its gradient."""
+
+    code = "ticket_in_use"
+
+
+class TicketUnknown(RemoteError):
+    """No forward pass waits under this ticket: never made, answered, or given up since."""
+
+    code = "ticket_unknown"
+
+
 class DeadlineExceeded(RemoteError):
     """The result would come after its deadline; the positions were not cached."""
 
@@ -166,6 +192,9 @@ _BY_CODE: dict[str, type[RemoteError]] = {
         PositionConflict,
         NodeUnknown,
         StepFailed,
+        BatchMismatch,
+        TicketInUse,
+        TicketUnknown,
         DeadlineExceeded,
         PeerUnreachable,
     )

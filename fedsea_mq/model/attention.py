@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 
 from fedsea_mq.model.decode_attention import DecodeRows, decode_attention, readable
 from fedsea_mq.model.kv_cache import KVCache, KVShape
+from fedsea_mq.model.packed_attention import PackedLayout
 
 SPAN_ATTENTION: Final = "fedsea_spans"
 # The positions of a speculative span at most. Longer spans are matrix products that the library
@@ -102,16 +103,22 @@ def span_attention(
     attention_mask: torch.Tensor | None,
     *,
     scaling: float,
-    layout: StepLayout,
+    layout: StepLayout | PackedLayout,
     sliding_window: int | None = None,
+    dropout: float = 0.0,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """Write the new keys and values to each span's cache and attend over it.
+
+    A `PackedLayout` has no caches: its sequences attend to themselves, as in training.
 
     `query` is `[1, heads, total, head_dim]`, `total` the positions of all spans; `key` and `value`
     are `[1, kv_heads, total, head_dim]`, already rotated; `layout` says whose the positions are.
     Gives `[1, total, heads, head_dim]`, as transformers' own attention functions do.
     """
+    if isinstance(layout, PackedLayout):
+        attend = partial(layout.attend, scaling=scaling, window=sliding_window, dropout=dropout)
+        return attend(query, key, value), None
     block = int(module.layer_idx)  # type: ignore[arg-type]  # every attention module has one
     by_row = [states[0].transpose(0, 1) for states in (query, key, value)]
     decode = partial(decode_attention, block=block, scaling=scaling, window=sliding_window)

@@ -25,6 +25,8 @@ class Numerics:
     device: str = "cpu"
     int8_weights: bool = False
     int8_kv: bool = False
+    trains: bool = False
+    """Whether gradients must pass: linear layers stay plain, and states between blocks fp32."""
 
     @classmethod
     def of(cls, model: ModelSettings) -> Numerics:
@@ -43,7 +45,7 @@ class Numerics:
         bf16 on a CPU is for what is read from memory, weights and KV cache: to compute attention
         and norms in it is slower, and less exact.
         """
-        return torch.float32 if self._on_cpu_in_bf16 else self.weights
+        return torch.float32 if self.trains or self._on_cpu_in_bf16 else self.weights
 
     @property
     def kv(self) -> torch.dtype:
@@ -53,6 +55,8 @@ class Numerics:
     @property
     def linear(self) -> MakeLinear | None:
         """What takes the place of plain linear layers; None if nothing does."""
+        if self.trains:
+            return None
         if self.int8_weights:
             return Int8Linear
         return PackedLinear if self._on_cpu_in_bf16 else None

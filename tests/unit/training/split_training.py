@@ -1,0 +1,97 @@
+"""The three parts in one process, stepped as their callers will step them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fedsea_mq.model.checkpoint import Checkpoint
+from fedsea_mq.model.partition import Cut
+from fedsea_mq.training.batch import Batch, answer_rows
+from fedsea_mq.training.load import load_trained_client, load_trained_trunk
+from fedsea_mq.training.optimizer import clip_factor
+from fedsea_mq.training.settings import TrainingSettings
+from fedsea_mq.training.split_step import HeadStep, TailStep, TrunkStep
+from tests.unit.training.unsplit import Sample
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Samples in a row, as they are sent."""
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+    batch: Batch
+
+    @classmethod
+    def of(cls, batch: Sequence[Sample], *adapters: str) -> Packed:
+        return cls(
+            torch.tensor([token for one in batch for token in one.ids]),
+            torch.tensor([label for one in batch for label in one.labels]),
+            Batch(tuple(len(one.ids) for one in batch), adapters),
+        )
+
+    @property
+    def answers(self) -> int:
+        return len(answer_rows(self.labels, self.batch))
+
+
+@dataclass
+class SplitTraining:
+    head: HeadStep
+    trunk: TrunkStep
+    tail: TailStep
+    max_norm: float
+
+    @classmethod
+    def load(
+        cls, folder: Path, cut: Cut, settings: TrainingSettings, max_norm: float = 1.0
+    ) -> SplitTraining:
+        checkpoint = Checkpoint.open(str(folder))
+        head, tail = load_trained_client(checkpoint, cut, settings)
+        return cls(head, load_trained_trunk(checkpoint, cut, settings), tail, max_norm)
+
+    @property
+    def adapters(self) -> list:
+        return [self.head.adapter, self.trunk.adapter, self.tail.adapter]
+
+    def adapter(self) -> dict[str, torch.Tensor]:
+        """Of the three parts together."""
+        return {name: t for one in self.adapters for name, t in one.tensors().items()}
+
+    def learn(self, packed: Packed, ticket: str = "", answer_tokens: int | None = None) -> float:
+        """Forward and backward through all parts; the loss."""
+        states = self.head.forward(ticket, packed.ids, packed.batch)
+        wants = self.head.wants_gradient
+        outputs = self.trunk.forward(ticket, states, packed.batch, wants_gradient=wants)
+        passes_on = wants or self.trunk.adapter.trains
+        learned = self.tail.learn(
+            outputs,
+            packed.batch,
+            packed.labels,
+            answer_tokens=answer_tokens,
+            wants_gradient=passes_on,
+        )
+        if passes_on:
+            assert learned.gradient is not None
+            gradient = self.trunk.backward(ticket, learned.gradient)
+            if wants:
+                assert gradient is not None
+                self.head.backward(ticket, gradient)
+        return learned.loss
+
+    def update(self) -> None:
+        factor = clip_factor((one.squared_norm() for one in self.adapters), self.max_norm)
+        for one in self.adapters:
+            one.step(factor)
+
+    def step(self, *micro_batches: Sequence[Sample]) -> float:
+        """One optimiser step over the micro-batches; the loss before it."""
+        packed = [Packed.of(batch) for batch in micro_batches]
+        answers = sum(one.answers for one in packed)
+        loss = sum(self.learn(one, answer_tokens=answers) for one in packed)
+        self.update()
+        return loss
