@@ -81,6 +81,10 @@ class HeadStep(_Part):
         """
         self._passes.backward(ticket, gradient)
 
+    def drop(self, ticket: Hashable) -> None:
+        """Give up a pass whose gradient will not come."""
+        self._passes.graphs.drop(ticket)
+
 
 class TrunkStep(_Part):
     """The middle blocks with one adapter; what several clients share is one batch of them all."""
@@ -175,7 +179,7 @@ class TailStep(_Part):
             raise BatchMismatch("no token of the batch is an answer: there is nothing to learn")
         inputs = outputs.detach().requires_grad_(wants_gradient)
         with torch.enable_grad():
-            logits = self._logits(inputs, batch, rows)
+            logits = self.logits(inputs, batch, rows)
             total = cross_entropy(logits, labels[rows + 1].to(logits.device), reduction="sum")
             loss = total / (answer_tokens or len(rows))
         if not math.isfinite(value := loss.item()):
@@ -184,7 +188,7 @@ class TailStep(_Part):
             torch.autograd.backward(loss)
         return Learned(value, inputs.grad)
 
-    def _logits(self, inputs: torch.Tensor, batch: Batch, rows: torch.Tensor) -> torch.Tensor:
+    def logits(self, inputs: torch.Tensor, batch: Batch, rows: torch.Tensor) -> torch.Tensor:
         """fp32 logits `[rows, vocab]`; no other row goes through lm_head, the widest product."""
         states = self._blocks(inputs, batch)
         with self._blocks.autocast():

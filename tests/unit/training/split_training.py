@@ -83,6 +83,16 @@ class SplitTraining:
                 self.head.backward(ticket, gradient)
         return learned.loss
 
+    @torch.no_grad()
+    def logits(self, ids: list[int]) -> torch.Tensor:
+        """`[positions, vocab]` of one sequence, by way of the tail's own layers."""
+        batch = Batch((len(ids),))
+        states = self.head.forward("logits", torch.tensor(ids), batch)
+        outputs = self.trunk.forward("logits", states, batch)
+        self.trunk.drop("logits")
+        self.head.drop("logits")
+        return self.tail.logits(outputs, batch, torch.arange(len(ids)))
+
     def update(self) -> None:
         factor = clip_factor((one.squared_norm() for one in self.adapters), self.max_norm)
         for one in self.adapters:
