@@ -67,11 +67,14 @@ def write_adapter(folder: Path, adapter: Adapter, settings: LoraSettings) -> Non
     if not blocks:
         raise AdapterError(f"{folder}: an adapter without tensors is not written")
     folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{_PREFIX}{name}": tensor.contiguous() for name, tensor in adapter.items()}
+    partial = folder / f"{WEIGHTS}.partial"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    partial.chmod(0o644)  # as the files beside it: the folder is made to be handed out
+    partial.replace(folder / WEIGHTS)
     config = settings.config(blocks)
     config.inference_mode = True
     config.save_pretrained(folder)
-    tensors = {f"{_PREFIX}{name}": tensor.contiguous() for name, tensor in adapter.items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def merge_adapters(folders: Sequence[Path], out: Path) -> None:

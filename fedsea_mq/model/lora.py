@@ -106,6 +106,7 @@ class PeftAdapter:
 
     def __init__(self, blocks: NamedBlocks, settings: LoraSettings, seed: int) -> None:
         self._blocks = blocks
+        self._parameters: dict[str, nn.Parameter] = {}
         if not blocks.blocks:
             return
         from peft.functional import cast_adapter_dtype, inject_adapter_in_model
@@ -115,11 +116,12 @@ class PeftAdapter:
             torch.manual_seed(seed)
             inject_adapter_in_model(settings.config(blocks.blocks), cast(Any, blocks), _NAME)
         cast_adapter_dtype(blocks, _NAME)
+        named = blocks.named_parameters()
+        self._parameters = {name: weight for name, weight in named if weight.requires_grad}
 
-    def parameters(self) -> dict[str, nn.Parameter]:
+    def parameters(self) -> Mapping[str, nn.Parameter]:
         """What is trained, by name; none where the part has no blocks."""
-        named = self._blocks.named_parameters()
-        return {name: weight for name, weight in named if weight.requires_grad}
+        return self._parameters
 
     def tensors(self) -> Adapter:
         """The adapter as it lies in the blocks, not a copy."""

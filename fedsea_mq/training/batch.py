@@ -1,17 +1,15 @@
-"""What a packed training batch is: whole sequences one after another, without padding."""
+"""Packed training batches: whole sequences one after another, without padding."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Final
 
 import torch
 
 from fedsea_mq.errors import BatchMismatch
-
-IGNORED: Final = -100
-"""The label of a token that the loss is not about."""
+from fedsea_mq.tasks.encoding import IGNORED, Encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +46,28 @@ class Batch:
         expected = (self.total, *rest)
         if tuple(tensor.shape) != expected:
             raise BatchMismatch(f"{what}: {list(expected)} expected, {list(tensor.shape)} came")
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Examples in a row: token ids and labels `[total]`, as head and tail take them."""
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+    batch: Batch
+
+    @classmethod
+    def of(cls, examples: Sequence[Encoded]) -> Packed:
+        """Pack prompts with their answers. Raises `BatchMismatch` if there are none."""
+        batch = Batch(tuple(len(one.ids) for one in examples))
+        ids = torch.tensor([token for one in examples for token in one.ids])
+        labels = torch.tensor([label for one in examples for label in one.labels])
+        return cls(ids, labels, batch)
+
+    @property
+    def answer_tokens(self) -> int:
+        """The tokens that the loss is about."""
+        return len(answer_rows(self.labels, self.batch))
 
 
 def answer_rows(labels: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -48,11 +48,8 @@ class AdapterOptimizer:
 
     def squared_norm(self) -> float:
         """Of the gradients since the last step; 0 where there are none."""
-        return math.fsum(
-            float(torch.linalg.vector_norm(weight.grad, dtype=torch.float64)) ** 2
-            for weight in self._weights.values()
-            if weight.grad is not None
-        )
+        gradients = [w.grad for w in self._weights.values() if w.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients)) ** 2
 
     def step(self, factor: float) -> None:
         """Multiply the gradients by the factor of `clip_factor`, step, and forget them.

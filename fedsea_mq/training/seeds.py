@@ -30,7 +30,12 @@ class DropoutStream:
     @contextmanager
     def next_pass(self) -> Iterator[None]:
         """Run a forward pass inside."""
+        seed = derived_seed(self._seed, self.draws)
         with torch.random.fork_rng(devices=self._devices):
-            torch.manual_seed(derived_seed(self._seed, self.draws))
+            # Not torch.manual_seed: without a GPU it formats a stack trace in every call.
+            torch.default_generator.manual_seed(seed)
+            for device in self._devices:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
             self.draws += 1
             yield

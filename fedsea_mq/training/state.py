@@ -119,7 +119,7 @@ def _write_part(folder: Path, name: str, part: PartState) -> dict[str, Any]:
 
 def _read_part(folder: Path, said: Mapping[str, Any]) -> PartState:
     adapters = {str(one["name"]): _read_adapter(folder, one) for one in said["adapters"]}
-    return PartState(int(said["draws"]), adapters)
+    return PartState(_count(said["draws"]), adapters)
 
 
 def _read_adapter(folder: Path, said: Mapping[str, Any]) -> AdapterState:
@@ -131,4 +131,10 @@ def _read_adapter(folder: Path, said: Mapping[str, Any]) -> AdapterState:
         kind, _, name = stored.name.partition(".")
         # A copy, so that no view keeps the mapped file alive.
         tensors[kind][name] = stored.read().clone()
-    return AdapterState(int(said["steps"]), tensors["adapter"], tensors["moments"])
+    return AdapterState(_count(said["steps"]), tensors["adapter"], tensors["moments"])
+
+
+def _count(said: Any) -> int:
+    if type(said) is not int or said < 0:
+        raise ValueError("a count expected")
+    return said

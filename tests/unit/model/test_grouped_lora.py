@@ -47,7 +47,7 @@ def merged(folder: Path, tensors: dict | None) -> BlockRun:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [("fp32", 1e-5), ("bf16", 2e-2)], ids=["plain", "packed bf16"]
+    ("dtype", "tolerance"), [("fp32", 1e-5), ("bf16", 5e-2)], ids=["plain", "packed bf16"]
 )
 @torch.inference_mode()
 def test_each_session_of_a_step_is_served_with_its_own_adapter(
@@ -64,6 +64,7 @@ def test_each_session_of_a_step_is_served_with_its_own_adapter(
     alone = {name: merged(tiny_llama, tensors.get(name)) for name in COUNTS}
     alone_caches = {name: one.new_cache(32) for name, one in alone.items()}
     # When their prompts, then a token each, go through in one step.
+    torch.manual_seed(0)
     start = dict.fromkeys(COUNTS, 0)
     for counts in (COUNTS, dict.fromkeys(COUNTS, 1)):
         states = {name: torch.randn(count, 64) for name, count in counts.items()}
@@ -74,8 +75,16 @@ def test_each_session_of_a_step_is_served_with_its_own_adapter(
         for name, ours in zip(counts, together.split(list(counts.values())), strict=True):
             span = Span(alone_caches[name], start[name], counts[name])
             theirs = alone[name](states[name], [span])
-            assert float((ours - theirs).norm() / theirs.norm()) <= tolerance
+            assert distance(ours, theirs) <= tolerance
+            if name is not None and not start[name]:
+                # And not those of the trunk without one.
+                plain = alone[None](states[name], [Span(alone[None].new_cache(32), 0, len(ours))])
+                assert distance(ours, plain) > 0.2
         start = dict(COUNTS)
+
+
+def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
 
 
 def layers(run: BlockRun) -> list[GroupedLoraLinear]:

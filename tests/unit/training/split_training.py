@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.partition import Cut
-from fedsea_mq.training.batch import Batch, answer_rows
+from fedsea_mq.tasks.encoding import Encoded
+from fedsea_mq.training.batch import Batch, Packed
 from fedsea_mq.training.load import load_trained_client, load_trained_trunk
 from fedsea_mq.training.optimizer import clip_factor
 from fedsea_mq.training.settings import TrainingSettings
 from fedsea_mq.training.split_step import HeadStep, TailStep, TrunkStep
-from tests.unit.training.unsplit import Sample
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Samples in a row, as they are sent."""
-
-    ids: torch.Tensor
-    labels: torch.Tensor
-    batch: Batch
-
-    @classmethod
-    def of(cls, batch: Sequence[Sample], *adapters: str) -> Packed:
-        return cls(
-            torch.tensor([token for one in batch for token in one.ids]),
-            torch.tensor([label for one in batch for label in one.labels]),
-            Batch(tuple(len(one.ids) for one in batch), adapters),
-        )
-
-    @property
-    def answers(self) -> int:
-        return len(answer_rows(self.labels, self.batch))
 
 
 @dataclass
@@ -98,10 +78,18 @@ class SplitTraining:
         for one in self.adapters:
             one.step(factor)
 
-    def step(self, *micro_batches: Sequence[Sample]) -> float:
+    def step(self, *micro_batches: Sequence[Encoded]) -> float:
         """One optimiser step over the micro-batches; the loss before it."""
         packed = [Packed.of(batch) for batch in micro_batches]
-        answers = sum(one.answers for one in packed)
+        answers = sum(one.answer_tokens for one in packed)
         loss = sum(self.learn(one, answer_tokens=answers) for one in packed)
         self.update()
         return loss
+
+
+def check_close(ours: Mapping[str, Any], theirs: Mapping[str, Any], tolerance: float) -> None:
+    """Each tensor within `tolerance` of its norm."""
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        expected = theirs[name].detach()
+        assert float((tensor - expected).norm() / expected.norm()) <= tolerance, name

@@ -7,7 +7,6 @@ smallest gradients is not small in the weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,12 @@ import pytest
 
 from fedsea_mq.model.lora import LoraSettings
 from fedsea_mq.model.partition import Cut, Part
+from fedsea_mq.tasks.encoding import Encoded
+from fedsea_mq.training.batch import Packed
 from fedsea_mq.training.settings import OptimizerSettings, Schedule, TrainingSettings
 from tests.conftest import MakeModel
-from tests.unit.training.split_training import Packed, SplitTraining
-from tests.unit.training.unsplit import Sample, Unsplit, UnsplitTraining, samples, trained_name
+from tests.unit.training.split_training import SplitTraining, check_close
+from tests.unit.training.unsplit import Unsplit, UnsplitTraining, samples, trained_name
 
 LOSS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-5
@@ -49,7 +50,7 @@ def pair(
 
 
 def check_equal(
-    split: SplitTraining, unsplit: UnsplitTraining, batches: list[list[Sample]]
+    split: SplitTraining, unsplit: UnsplitTraining, batches: list[list[Encoded]]
 ) -> None:
     start = split.adapter()
     for number, batch in enumerate(batches):
@@ -62,7 +63,7 @@ def check_equal(
     check_gradients(split, unsplit.unsplit, batches[0])
 
 
-def check_gradients(split: SplitTraining, unsplit: Unsplit, batch: list[Sample]) -> None:
+def check_gradients(split: SplitTraining, unsplit: Unsplit, batch: list[Encoded]) -> None:
     split.learn(Packed.of(batch))
     unsplit.loss(batch).backward()
     ours = {name: p.grad for one in split.adapters for name, p in one.parameters().items()}
@@ -71,14 +72,7 @@ def check_gradients(split: SplitTraining, unsplit: Unsplit, batch: list[Sample])
     check_close(ours, theirs, GRADIENT_TOLERANCE)
 
 
-def check_close(ours: Mapping[str, Any], theirs: Mapping[str, Any], tolerance: float) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        expected = theirs[name].detach()
-        assert float((tensor - expected).norm() / expected.norm()) <= tolerance, name
-
-
-def batches(count: int = STEPS, size: int = 3) -> list[list[Sample]]:
+def batches(count: int = STEPS, size: int = 3) -> list[list[Encoded]]:
     return [samples(size, seed) for seed in range(count)]
 
 
@@ -162,16 +156,18 @@ def test_packed_samples_do_not_see_each_other(tiny_llama: Path) -> None:
     split = SplitTraining.load(tiny_llama, Cut(1, 1), TrainingSettings())
     both = samples(2)
     packed = [Packed.of([one]) for one in both]
-    apart = [split.learn(one) * one.answers for one in packed]
+    apart = [split.learn(one) * one.answer_tokens for one in packed]
     together = split.learn(Packed.of(both))
-    assert together == pytest.approx(sum(apart) / sum(one.answers for one in packed), rel=1e-6)
+    assert together == pytest.approx(
+        sum(apart) / sum(one.answer_tokens for one in packed), rel=1e-6
+    )
 
 
 def test_passes_of_several_batches_may_be_under_way(tiny_llama: Path) -> None:
     # Given the forward passes of two batches, whose gradients come in the other order.
     split, unsplit = pair(tiny_llama, Cut(1, 1), TrainingSettings())
     packed = {seed: Packed.of(samples(2, seed)) for seed in range(2)}
-    total = sum(one.answers for one in packed.values())
+    total = sum(one.answer_tokens for one in packed.values())
     outputs = {}
     for ticket, one in packed.items():
         states = split.head.forward(ticket, one.ids, one.batch)

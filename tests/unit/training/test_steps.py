@@ -19,13 +19,14 @@ from fedsea_mq.errors import (
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.lora import LoraSettings
 from fedsea_mq.model.partition import Cut, Part
-from fedsea_mq.training.batch import IGNORED, Batch, answer_rows
+from fedsea_mq.tasks.encoding import IGNORED
+from fedsea_mq.training.batch import Batch, Packed, answer_rows
 from fedsea_mq.training.load import load_trained_trunk
 from fedsea_mq.training.optimizer import clip_factor
 from fedsea_mq.training.seeds import derived_seed
 from fedsea_mq.training.settings import OptimizerSettings, Schedule, TrainingSettings
 from fedsea_mq.training.split_step import TrunkStep
-from tests.unit.training.split_training import Packed, SplitTraining
+from tests.unit.training.split_training import SplitTraining, check_close
 from tests.unit.training.unsplit import Unsplit, UnsplitTraining, samples
 
 CUT = Cut(1, 1)
@@ -39,8 +40,8 @@ def trunk(folder: Path, settings: TrainingSettings | None = None) -> TrunkStep:
     return load_trained_trunk(checkpoint, CUT, settings or TrainingSettings())
 
 
-def drawn(rows: int = BATCH.total) -> torch.Tensor:
-    return torch.randn(rows, HIDDEN)
+def drawn(rows: int = BATCH.total, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, HIDDEN, generator=torch.Generator().manual_seed(seed))
 
 
 def test_a_ticket_is_good_for_one_gradient(tiny_llama: Path) -> None:
@@ -74,6 +75,33 @@ def test_a_step_and_new_weights_outdate_what_waits(tiny_llama: Path) -> None:
         # Then their gradients, which would be wrong, are refused.
         with pytest.raises(TicketUnknown):
             part.backward(ticket, drawn())
+
+
+def test_two_clients_in_one_pass_are_two_passes(tiny_llama: Path) -> None:
+    # Given what two clients send, and the gradients that they answer.
+    joint, apart = trunk(tiny_llama), trunk(tiny_llama)
+    lengths = {"ann": (3, 9), "bob": (6,)}
+    states = {client: drawn(sum(own), seed=1) for client, own in lengths.items()}
+    gradients = {client: drawn(sum(own), seed=2) for client, own in lengths.items()}
+    # When one trunk takes both at once, and another one after the other.
+    both = Batch((*lengths["ann"], *lengths["bob"]))
+    outputs = joint.forward("both", torch.cat(list(states.values())), both)
+    gradient = joint.backward("both", torch.cat(list(gradients.values())))
+    for client, own in lengths.items():
+        one = apart.forward(client, states[client], Batch(own))
+        back = apart.backward(client, gradients[client])
+        # Then each gets the same back.
+        rows = slice(0, 12) if client == "ann" else slice(12, 18)
+        assert gradient is not None
+        assert back is not None
+        check_close({"outputs": outputs[rows]}, {"outputs": one}, 1e-5)
+        check_close({"gradient": gradient[rows]}, {"gradient": back}, 1e-5)
+    # And the adapter learns the same.
+    ours, theirs = (
+        {name: weight.grad for name, weight in one.adapter.parameters().items() if "lora_B" in name}
+        for one in (joint, apart)
+    )
+    check_close(ours, theirs, 1e-5)
 
 
 def test_what_waits_is_bounded_by_its_positions(tiny_llama: Path) -> None:

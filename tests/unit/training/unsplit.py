@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +12,19 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, get_scheduler
 
 from fedsea_mq.model.lora import LoraSettings
-from fedsea_mq.model.safetensors_file import stored_tensors
-from fedsea_mq.training.batch import IGNORED
+from fedsea_mq.tasks.encoding import IGNORED, Encoded
 from fedsea_mq.training.settings import OptimizerSettings
 
 PREFIX = "base_model.model."
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Token ids, and as many labels."""
-
-    ids: tuple[int, ...]
-    labels: tuple[int, ...]
-
-
-def sample(length: int, answer: int, rng: random.Random, vocab: int = 300) -> Sample:
+def sample(length: int, answer: int, rng: random.Random, vocab: int = 300) -> Encoded:
     """`answer` of the last tokens are the answer."""
     ids = tuple(rng.randrange(vocab) for _ in range(length))
-    return Sample(ids, (IGNORED,) * (length - answer) + ids[length - answer :])
+    return Encoded(ids[: length - answer], ids[length - answer :])
 
 
-def samples(count: int, seed: int = 0) -> list[Sample]:
+def samples(count: int, seed: int = 0) -> list[Encoded]:
     """Ragged, from 3 to 24 tokens."""
     rng = random.Random(seed)
     lengths = [rng.randint(3, 24) for _ in range(count)]
@@ -64,7 +54,7 @@ class Unsplit:
         for name, weight in own.items():
             weight.copy_(adapter[name])
 
-    def loss(self, batch: Sequence[Sample]) -> torch.Tensor:
+    def loss(self, batch: Sequence[Encoded]) -> torch.Tensor:
         """Mean over the answer tokens of the batch."""
         longest = max(len(one.ids) for one in batch)
 
@@ -98,7 +88,7 @@ class UnsplitTraining:
             settings.schedule.value, self._adamw, settings.warmup_steps, settings.total_steps
         )
 
-    def step(self, batch: Sequence[Sample]) -> float:
+    def step(self, batch: Sequence[Encoded]) -> float:
         """One optimiser step; the loss before it."""
         loss = self.unsplit.loss(batch)
         loss.backward()
@@ -107,7 +97,3 @@ class UnsplitTraining:
         self._schedule.step()
         self._adamw.zero_grad()
         return loss.item()
-
-
-def stored(file: Path) -> dict[str, tuple[int, ...]]:
-    return {tensor.name: tensor.shape for tensor in stored_tensors(file)}
