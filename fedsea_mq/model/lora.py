@@ -19,6 +19,8 @@ from fedsea_mq.errors import AdapterError, ConfigError
 if TYPE_CHECKING:
     from peft import LoraConfig
 
+    from fedsea_mq.model.parts import BlockRun
+
 # A part's adapter: tensors by the names that peft's files have for them, without the prefix there.
 Adapter = Mapping[str, torch.Tensor]
 
@@ -90,6 +92,11 @@ class NamedBlocks(nn.Module):
         self.model = nn.Module()
         self.model.layers = nn.ModuleDict({str(index): layer for index, layer in layers.items()})
         self.blocks = list(layers)
+
+    @classmethod
+    def of(cls, run: BlockRun) -> NamedBlocks:
+        """Those of a part, which go on being the part's."""
+        return cls(dict(zip(run.kv_shape.blocks, run.layers, strict=True)))
 
     def targets(self, targets: Iterable[str]) -> dict[str, nn.Module]:
         """The layers that LoRA is put on, by their names in the unsplit model."""

@@ -46,13 +46,18 @@ def load_grouped_trunk(
 ) -> GroupedTrunk:
     """The trunk with an adapter a client, none yet. Raises what `Checkpoint.load` raises."""
     run = load_trunk(checkpoint, cut, settings.numerics)
-    grouped = GroupedLora(_named(run), settings.lora.targets)
-    passes = _passes(run, settings, Part.TRUNK, grouped)
-    return GroupedTrunk(passes, grouped, settings, checkpoint.hidden)
+    grouped = GroupedLora(NamedBlocks.of(run), settings.lora.targets)
+    return grouped_trunk(run, grouped, settings, checkpoint.hidden)
 
 
-def _named(run: BlockRun) -> NamedBlocks:
-    return NamedBlocks(dict(zip(run.kv_shape.blocks, run.layers, strict=True)))
+def grouped_trunk(
+    run: BlockRun, grouped: GroupedLora, settings: TrainingSettings, hidden: int
+) -> GroupedTrunk:
+    """Train adapters on blocks that may be serving sessions as well, on the same thread.
+
+    Gradients must pass: the blocks' linear layers are plain ones.
+    """
+    return GroupedTrunk(_passes(run, settings, Part.TRUNK, grouped), grouped, settings, hidden)
 
 
 def _passes(
@@ -68,7 +73,7 @@ def _passes(
 def _adapter(
     run: BlockRun, passes: TicketedPass, settings: TrainingSettings, part: Part
 ) -> TrainedAdapter:
-    blocks = _named(run) if part in settings.parts else NamedBlocks({})
+    blocks = NamedBlocks.of(run) if part in settings.parts else NamedBlocks({})
     seed = derived_seed(settings.seed, "adapter", str(part))
     weights = PeftAdapter(blocks, settings.lora, seed)
     return TrainedAdapter(weights, settings.optimizer, passes.graphs.outdate)

@@ -30,15 +30,14 @@ def adapter(grouped: GroupedLora, seed: int, dtype: torch.dtype = torch.float32)
 
 def trunk(folder: Path, dtype: str = "fp32") -> tuple[BlockRun, GroupedLora]:
     run = load_trunk(Checkpoint.open(str(folder)), Cut(1, 1), Numerics(dtype))
-    named = NamedBlocks(dict(zip(run.kv_shape.blocks, run.layers, strict=True)))
-    return run, GroupedLora(named, LORA.targets)
+    return run, GroupedLora(NamedBlocks.of(run), LORA.targets)
 
 
 @torch.inference_mode()
 def merged(folder: Path, tensors: dict | None) -> BlockRun:
     """A plain trunk with an adapter in its weights: the oracle."""
     run = load_trunk(Checkpoint.open(str(folder)), Cut(1, 1), Numerics())
-    named = NamedBlocks(dict(zip(run.kv_shape.blocks, run.layers, strict=True)))
+    named = NamedBlocks.of(run)
     if tensors is not None:
         for name, layer in named.targets(LORA.targets).items():
             a, b = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]

@@ -10,11 +10,16 @@ import pytest
 import torch
 
 from fedsea_mq.errors import AdapterError, BatchMismatch, TicketUnknown
+from fedsea_mq.model.attention import Span
 from fedsea_mq.model.checkpoint import Checkpoint
-from fedsea_mq.model.lora import LoraSettings
+from fedsea_mq.model.grouped_lora import GroupedLora, Segment
+from fedsea_mq.model.lora import LoraSettings, NamedBlocks
+from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.model.partition import Cut
+from fedsea_mq.model.parts import load_trunk
 from fedsea_mq.training.batch import Batch
 from fedsea_mq.training.grouped_trunk import GroupedTrunk
+from fedsea_mq.training.load import grouped_trunk as training_trunk
 from fedsea_mq.training.load import load_grouped_trunk, load_trained_trunk
 from fedsea_mq.training.settings import OptimizerSettings, TrainingSettings
 from fedsea_mq.training.split_step import TrunkStep
@@ -160,6 +165,41 @@ def test_a_step_outdates_the_passes_over_that_adapter_only(tiny_llama: Path) -> 
     trunk.remove("cy")
     with pytest.raises(TicketUnknown):
         trunk.backward("cy", said.gradients["cy"])
+
+
+def test_blocks_that_serve_can_be_trained_on_at_the_same_time(tiny_llama: Path) -> None:
+    # Given blocks that serve one session without an adapter, and one with an adapter in training.
+    run = load_trunk(Checkpoint.open(str(tiny_llama)), CUT, Numerics())
+    grouped = GroupedLora(NamedBlocks.of(run), SETTINGS.lora.targets)
+    trunk = training_trunk(run, grouped, SETTINGS, HIDDEN)
+    trunk.add("ann")
+    caches = [run.new_cache(16), run.new_cache(16)]
+    said = Clients(0)
+    prompt, states = said.states["cy"][:6], said.states["ann"]
+
+    def serve(start: int, count: int) -> torch.Tensor:
+        spans = [Span(cache, start, count) for cache in caches]
+        segments = [Segment(None, count), Segment("ann", count)]
+        rows = prompt[start : start + count].repeat(2, 1)
+        with torch.inference_mode(), grouped.told(segments):
+            served: torch.Tensor = run(rows, spans)
+        return served
+
+    # When a training step comes between two steps of the sessions, at each of its points.
+    expected = own_trunk(tiny_llama).forward("", prompt, Batch((6,)))
+    first = serve(0, 2)
+    trunk.forward("", states, joint_batch(("ann",)))
+    second = serve(2, 2)
+    trunk.backward("", said.gradients["ann"])
+    trunk.adapters["ann"].step(1.0)
+    third = serve(4, 2)
+    # Then the session without an adapter is served as if there were no training,
+    plain = torch.cat([served[:2] for served in (first, second, third)])
+    assert close(plain, expected, 1e-5)
+    # and the other one by what was learned so far: nothing before the step.
+    adapted = torch.cat([served[2:] for served in (first, second)])
+    assert close(adapted, expected[:4], 1e-5)
+    assert not close(third[2:], expected[4:], 1e-3)
 
 
 def test_a_batch_must_say_whose_it_is_and_of_whom_the_trunk_knows(tiny_llama: Path) -> None:
