@@ -1,4 +1,4 @@
-"""How parts are trained: numbers, LoRA, bounds, optimiser and schedule."""
+"""How parts are trained: LoRA, optimiser and schedule, numbers, bounds."""
 
 from __future__ import annotations
 
@@ -44,12 +44,13 @@ class OptimizerSettings:
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
-    """How the parts are trained. Of head, trunk and tail, `parts` have an adapter.
+    """How the parts that one process loads are trained; of all three, `parts` have an adapter.
 
     `dtype` is `fp32`, or `bf16` for frozen weights in bf16 and products in it (autocast); adapters,
-    norms and the states between blocks are fp32 in both. `recomputes` holds the states between the
-    trunk's blocks only, and computes what is inside again for the gradient. `max_positions` bounds
-    the forward passes that wait for their gradient.
+    norms and the states between blocks are fp32 in both. With `recomputes`, a forward pass keeps
+    the states between blocks only, and what is inside is computed again for the gradient.
+    `max_positions` bounds the passes that wait for their gradient. `seed` is that of dropout, and
+    of adapters that are not loaded.
 
     Raises `ConfigError` for values out of range.
     """

@@ -12,7 +12,8 @@
 
 Several forward and backward passes before one step accumulate gradients; the losses are then means
 over the answer tokens of all of them (`tail.learn`, `answer_tokens`). A ticket names one batch, and
-is whatever the caller has to name it by.
+is whatever the caller has to name it by. Tensors lie on the device of the part that takes them, and
+one thread runs a part.
 """
 
 from __future__ import annotations
