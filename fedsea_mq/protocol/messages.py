@@ -6,25 +6,26 @@ in range or the frame is refused; nothing is coerced.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Final, TypeVar, get_args
 
-import msgpack
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
-from pydantic_core import ErrorDetails
 
 from fedsea_mq.errors import (
     Busy,
     FedSeaError,
     LocalError,
-    MalformedFrame,
     RemoteError,
     error_from_wire,
 )
-from fedsea_mq.protocol.compression import pack, unpack
 from fedsea_mq.protocol.endpoint import MAX_ENDPOINT_CHARS, reachable
 from fedsea_mq.protocol.envelope import SESSION_BYTES
+from fedsea_mq.protocol.fields import (
+    MAX_MESSAGE_CHARS,
+    STRAY_LIST,
+    decode_fields,
+    encode_fields,
+)
 from fedsea_mq.protocol.payload import WireDtype
 
 MAX_BODY_BYTES: Final = 4096
@@ -32,7 +33,6 @@ MAX_LISTING_BYTES: Final = 1 << 20
 MAX_POSITIONS: Final = 1 << 20
 MAX_NODES: Final = 1024
 MAX_SESSIONS_A_NODE: Final = 16_384
-MAX_MESSAGE_CHARS: Final = 500
 MIN_PAUSE_MS: Final = 10
 
 Positions = Annotated[int, Field(strict=True, ge=0, le=MAX_POSITIONS)]
@@ -221,19 +221,11 @@ B = TypeVar("B", bound=Body)
 _READERS: Final[dict[Any, TypeAdapter[Any]]] = {body: TypeAdapter(body) for body in get_args(Body)}
 # The bodies that hold a list; no other has any use for more than `MAX_BODY_BYTES`.
 _LISTINGS: Final = frozenset({Register, StatusReport})
-# A list where none belongs: so short that its field can be named, so short that it costs nothing.
-_STRAY_LIST: Final = 8
 
 
 def encode_body(body: Body) -> bytes:
     """A body as a packed part."""
-    encoded: bytes = msgpack.packb(body, default=_fields)
-    return pack(encoded)
-
-
-def _fields(body: Any) -> dict[str, Any]:
-    """A body, or one inside it, as a map: what `asdict` gives, without copying what it holds."""
-    return {name: getattr(body, name) for name in type(body).__slots__}
+    return encode_fields(body)
 
 
 def decode_body(body: type[B], part: bytes) -> B:
@@ -243,47 +235,11 @@ def decode_body(body: type[B], part: bytes) -> B:
         LimitExceeded: larger than `MAX_BODY_BYTES`, or `MAX_LISTING_BYTES` for a body with a list.
         MalformedFrame: not msgpack, or a field is missing, unknown, out of range or mistyped.
     """
-    max_bytes = MAX_LISTING_BYTES if body in _LISTINGS else MAX_BODY_BYTES
-    lists = MAX_SESSIONS_A_NODE if body in _LISTINGS else _STRAY_LIST
-    fields = _unpack_map(unpack(part, max_bytes), lists)
-    try:
-        read: B = _READERS[body].validate_python(fields)
-    except ValidationError as error:
-        # Field names and rules only: the values stay out of messages and logs.
-        wrong = "; ".join(
-            f"{_where(item)}: {item['type']}"
-            for item in error.errors(include_input=False, include_url=False)[:4]
-        )
-        raise MalformedFrame(f"{body.__name__} body: {wrong}"[:MAX_MESSAGE_CHARS]) from None
+    listing = body in _LISTINGS
+    max_bytes = MAX_LISTING_BYTES if listing else MAX_BODY_BYTES
+    max_list = MAX_SESSIONS_A_NODE if listing else STRAY_LIST
+    read: B = decode_fields(_READERS[body], part, f"{body.__name__} body", max_bytes, max_list)
     return read
-
-
-def _where(item: ErrorDetails) -> str:
-    """The path to a wrong field; the name of one we do not know is the sender's, and left out."""
-    unknown = item["type"] == "unexpected_keyword_argument"
-    known = item["loc"][:-1] if unknown else item["loc"]
-    return ".".join(str(step) for step in known[:3]) or "a field"
-
-
-def _unpack_map(data: bytes, max_array_len: int) -> Mapping[str, Any]:
-    try:
-        if max_array_len > _STRAY_LIST:
-            # msgpack allocates an array as its header declares: first see that all of it is there.
-            contents = msgpack.Unpacker(max_buffer_size=len(data) or 1)
-            contents.feed(data)
-            contents.skip()
-        fields = msgpack.unpackb(
-            data,
-            strict_map_key=True,
-            max_array_len=max_array_len,
-            max_map_len=64,
-            max_ext_len=0,
-        )
-    except Exception as error:  # msgpack raises a dozen unrelated types on bad bytes
-        raise MalformedFrame("body is not msgpack") from error
-    if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
-        raise MalformedFrame("body is not a map of named fields")
-    return fields
 
 
 def error_notice(error: FedSeaError) -> ErrorNotice | BusyNotice:
