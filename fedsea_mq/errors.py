@@ -73,6 +73,14 @@ class ProcessFailed(LocalError):
     """A child process ended before it was ready, or with an error."""
 
 
+class InvalidAdapters(LocalError):
+    """Adapters, or an update of them, not of the agreed names and shapes, or out of range."""
+
+
+class MasksSpent(LocalError):
+    """A second update was to be masked with the masks of the first, which would uncover both."""
+
+
 class RemoteError(FedSeaError):
     """Another party is at fault, or cannot be reached."""
 
@@ -179,6 +187,36 @@ class PeerUnreachable(RemoteError):
     code = "unreachable"
 
 
+class UpdateRefused(RemoteError):
+    """An update that is late, was not asked for, or is not of the agreed shapes, finite numbers."""
+
+    code = "update_refused"
+
+
+class OutOfTurn(RemoteError):
+    """A message of another round, stage or member, or a second one with other content."""
+
+    code = "out_of_turn"
+
+
+class TooFewClients(RemoteError):
+    """Fewer clients are left than an average, or the threshold of a secure one, needs."""
+
+    code = "too_few_clients"
+
+
+class RevealRefused(RemoteError):
+    """An unmasking that would reveal both secrets of one client, or is not of enough clients."""
+
+    code = "reveal_refused"
+
+
+class ShareMismatch(RemoteError):
+    """The secret rebuilt from the clients' shares is not the one that its owner announced."""
+
+    code = "share_mismatch"
+
+
 _BY_CODE: dict[str, type[RemoteError]] = {
     cls.code: cls
     for cls in (
@@ -197,6 +235,11 @@ _BY_CODE: dict[str, type[RemoteError]] = {
         TicketUnknown,
         DeadlineExceeded,
         PeerUnreachable,
+        UpdateRefused,
+        OutOfTurn,
+        TooFewClients,
+        RevealRefused,
+        ShareMismatch,
     )
 }
 

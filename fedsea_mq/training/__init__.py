@@ -1,1 +1,1 @@
-"""Split LoRA training: the three parts' steps, their optimisers, adapters and exact resumption."""
+"""Split LoRA training: the three parts' steps, adapters and exact resumption; federated rounds."""
