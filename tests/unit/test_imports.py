@@ -90,3 +90,11 @@ def test_the_scheduler_and_the_session_rules_hold_no_tensor_socket_or_clock() ->
     for name in ("scheduler", "trunk_sessions"):
         found = set(imports(ROOT / "fedsea_mq" / "serving" / f"{name}.py"))
         assert not found & {"torch", "zmq", "asyncio", "time"}
+
+
+def test_rounds_and_secure_aggregation_hold_no_socket_and_no_clock_and_rounds_no_tensor() -> None:
+    training = ROOT / "fedsea_mq" / "training"
+    rounds = [training / "rounds.py", training / "round_plan.py"]
+    for file in (*rounds, *(training / "secure_aggregation").glob("*.py")):
+        assert not set(imports(file)) & {"zmq", "asyncio", "socket", "time", "random"}, file
+    assert not {name for file in rounds for name in imports(file)} & {"torch", "numpy"}

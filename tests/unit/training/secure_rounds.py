@@ -12,7 +12,10 @@ from fedsea_mq.training.adapter_layout import AdapterLayout
 from fedsea_mq.training.averaging import WeightedMean
 from fedsea_mq.training.secure_aggregation.client import SecureClient
 from fedsea_mq.training.secure_aggregation.messages import (
+    KeyList,
+    MemberKeys,
     Message,
+    Stage,
     Terms,
     decode_message,
     encode_message,
@@ -24,7 +27,9 @@ LAYOUT = AdapterLayout.of(SHAPES)
 Update = tuple[dict[str, torch.Tensor], int]
 
 
-def terms(members: int = 5, threshold: int = 3, layout: AdapterLayout = LAYOUT, **fields: Any) -> Terms:
+def terms(
+    members: int = 5, threshold: int = 3, layout: AdapterLayout = LAYOUT, **fields: Any
+) -> Terms:
     given = {
         "round": 4,
         "attempt": 0,
@@ -103,3 +108,29 @@ def plain_mean(given: dict[int, Update], of: Collection[int]) -> WeightedMean:
     for member in of:
         mean.add(*given[member])
     return mean
+
+
+def until(stage: Stage, lost_before_masking: Collection[int] = ()) -> SecureRound:
+    """A round of five, threshold three, that waits at a stage."""
+    one = SecureRound(terms())
+    steps = {
+        Stage.SHARES: one.keys,
+        Stage.MASKED: one.shares,
+        Stage.UNMASK: lambda: one.masked(updates(5), lost_before_masking),
+        Stage.DONE: one.unmask,
+    }
+    for reached, step in steps.items():
+        if one.server.stage is stage:
+            break
+        step()
+        assert one.server.stage is reached
+    return one
+
+
+def key_list(one: SecureRound) -> KeyList:
+    """The list that the members of a round were sent."""
+    listed = [
+        MemberKeys(member, client.keys.box_key, client.keys.mask_key)
+        for member, client in one.members.items()
+    ]
+    return KeyList(one.server.terms.context, listed)
