@@ -106,12 +106,24 @@ class TestTheServerRefuses:
             one.server.receive(1, MaskedUpdate(one.server.terms.context), bytes(size + by))
         assert 1 in one.server.waiting_for
 
-    def test_who_is_lost_or_no_member(self) -> None:
+    def test_who_is_no_member(self) -> None:
+        server = SecureServer(terms(), LAYOUT)
+        for member in (0, 6):
+            with pytest.raises(OutOfTurn, match=f"member {member}"):
+                server.receive(member, Keys(terms().context, bytes(32), KEY))
+
+    def test_who_was_lost_at_the_stage_before(self) -> None:
         one = SecureRound(terms())
-        one.keys(lost={2})
-        for member in (2, 0, 6):
-            with pytest.raises(OutOfTurn):
-                one.server.receive(member, Keys(one.server.terms.context, bytes(32), KEY))
+        one.keys()
+        spare = {member: one.members[member].share(one.told[member]) for member in EVERYBODY}
+        one.shares(lost={2})
+        one.members[1].hold(one.told[1])
+        message, vector = one.members[1].mask(*updates(1)[1])
+        with pytest.raises(OutOfTurn, match="member 2"):
+            one.server.receive(2, message, vector)
+        with pytest.raises(OutOfTurn, match="member 2"):
+            one.server.receive(2, spare[2])
+        assert not one.server._total.any()
 
     def test_messages_of_another_round_or_stage(self) -> None:
         one = until(Stage.SHARES)
