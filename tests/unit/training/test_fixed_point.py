@@ -48,8 +48,8 @@ def test_the_mean_is_within_its_bound_of_the_exact_one(of: FixedPoint, data: st.
 def test_the_fullest_sum_does_not_wrap_around(of: FixedPoint, sign: float) -> None:
     largest = of.encode(np.array([sign * of.max_abs], np.float32), of.max_weight)
     one = int(largest[:1].view(np.int64)[0])
-    assert abs(one) * of.clients < 2**63
-    # And the range is not wasted: a scale two bits greater would wrap around.
+    assert abs(one) * of.clients <= 2**62 + of.clients
+    # And the range is not wasted: four times the scale would wrap around.
     assert abs(one) * of.clients > 2**60
     total = largest * np.uint64(of.clients)
     mean, _ = of.decode(total, of.clients)
