@@ -61,6 +61,13 @@ def test_the_coarsest_agreed_range_still_resolves_a_fifty_thousandth() -> None:
     assert of.error_bound(MAX_CLIENTS, MAX_CLIENTS) < 1 / 50_000
 
 
+def test_elements_are_rounded_to_the_nearest_unit() -> None:
+    of = FixedPoint(MAX_CLIENTS, MAX_WEIGHT, MAX_ABS)
+    units = np.array([0.25, 0.75, -0.25, -0.75, 1.0], np.float32)
+    words = of.encode(units * np.float32(2.0**-of.scale_bits), 3).view(np.int64)
+    assert words.tolist() == [1, 2, -1, -2, 3, 3]  # 0.75, 2.25, ... and the weight
+
+
 def test_a_usual_range_resolves_more_than_fp32_holds() -> None:
     assert FixedPoint(10, 10_000, 16.0).error_bound(10, 10_000) < 2.0**-40
 
