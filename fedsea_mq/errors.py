@@ -73,10 +73,6 @@ class ProcessFailed(LocalError):
     """A child process ended before it was ready, or with an error."""
 
 
-class InvalidAdapters(LocalError):
-    """Adapters, or an update of them, not of the agreed names and shapes, or out of range."""
-
-
 class MasksSpent(LocalError):
     """A second update was to be masked with the masks of the first, which would uncover both."""
 

@@ -15,9 +15,8 @@ from typing import Final
 import numpy as np
 import torch
 
-from fedsea_mq.errors import InvalidAdapters
-
-Adapters = Mapping[str, torch.Tensor]
+from fedsea_mq.errors import AdapterError
+from fedsea_mq.model.lora import Adapter
 
 MAX_TENSORS: Final = 1 << 16
 MAX_DIMENSIONS: Final = 8
@@ -35,20 +34,20 @@ class AdapterLayout:
         """The layout of tensors of these shapes.
 
         Raises:
-            InvalidAdapters: no tensor, an empty one, or more than a layout may hold.
+            AdapterError: no tensor, an empty one, or more than a layout may hold.
         """
         if not 1 <= len(shapes) <= MAX_TENSORS:
-            raise InvalidAdapters(f"{len(shapes)} tensors, expected 1 to {MAX_TENSORS}")
+            raise AdapterError(f"{len(shapes)} tensors, expected 1 to {MAX_TENSORS}")
         layout = cls(tuple(sorted((name, tuple(shape)) for name, shape in shapes.items())))
         for name, shape in layout.shapes:
             if len(shape) > MAX_DIMENSIONS or any(length < 1 for length in shape):
-                raise InvalidAdapters(f"{name}: {shape} is not a shape of adapters")
+                raise AdapterError(f"{name}: {shape} is not a shape of adapters")
         if layout.elements > MAX_ELEMENTS:
-            raise InvalidAdapters(f"{layout.elements} elements, at most {MAX_ELEMENTS}")
+            raise AdapterError(f"{layout.elements} elements, at most {MAX_ELEMENTS}")
         return layout
 
     @classmethod
-    def of_adapters(cls, adapters: Adapters) -> AdapterLayout:
+    def of_adapters(cls, adapters: Adapter) -> AdapterLayout:
         """The layout that these adapters have."""
         return cls.of({name: tuple(tensor.shape) for name, tensor in adapters.items()})
 
@@ -62,7 +61,7 @@ class AdapterLayout:
         """SHA-256 of names and shapes, as hexadecimal."""
         return sha256(repr(self.shapes).encode()).hexdigest()
 
-    def mismatch(self, adapters: Adapters) -> str:
+    def mismatch(self, adapters: Adapter) -> str:
         """What of these adapters is not of this layout; empty if nothing.
 
         Names of ours only: a name that is not agreed is the sender's, and left out.
@@ -76,14 +75,14 @@ class AdapterLayout:
             return f"{len(adapters)} tensors, expected {len(self.shapes)}"
         return ""
 
-    def flatten(self, adapters: Adapters) -> np.ndarray:
-        """Adapters of any float dtype as an fp32 vector `[elements]`.
+    def flatten(self, adapters: Adapter) -> np.ndarray:
+        """An adapter of any float dtype as an fp32 vector `[elements]`.
 
         Raises:
-            InvalidAdapters: not of this layout.
+            AdapterError: not of this layout.
         """
         if wrong := self.mismatch(adapters):
-            raise InvalidAdapters(wrong)
+            raise AdapterError(wrong)
         vector = np.empty(self.elements, np.float32)
         start = 0
         for name, shape in self.shapes:
@@ -96,10 +95,10 @@ class AdapterLayout:
         """Undo `flatten`: new tensors of the vector's dtype.
 
         Raises:
-            InvalidAdapters: the vector is not `[elements]`.
+            AdapterError: the vector is not `[elements]`.
         """
         if vector.shape != (self.elements,):
-            raise InvalidAdapters(f"vector of shape {vector.shape}, expected ({self.elements},)")
+            raise AdapterError(f"vector of shape {vector.shape}, expected ({self.elements},)")
         adapters: dict[str, torch.Tensor] = {}
         start = 0
         for name, shape in self.shapes:

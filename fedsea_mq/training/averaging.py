@@ -19,29 +19,30 @@ from typing import Final
 
 import torch
 
-from fedsea_mq.errors import ConfigError, InvalidAdapters, TooFewClients, UpdateRefused
-from fedsea_mq.training.adapter_layout import AdapterLayout, Adapters
+from fedsea_mq.errors import AdapterError, ConfigError, TooFewClients, UpdateRefused
+from fedsea_mq.model.lora import Adapter
+from fedsea_mq.training.adapter_layout import AdapterLayout
 
 MAX_WEIGHT: Final = 1 << 20
 
 
-def update_of(after: Adapters, before: Adapters) -> dict[str, torch.Tensor]:
+def update_of(after: Adapter, before: Adapter) -> dict[str, torch.Tensor]:
     """What training added: `after - before`, in fp32.
 
     Raises:
-        InvalidAdapters: the two are not of one layout.
+        AdapterError: the two are not of one layout.
     """
     if wrong := AdapterLayout.of_adapters(before).mismatch(after):
-        raise InvalidAdapters(wrong)
+        raise AdapterError(wrong)
     return {name: after[name].detach().float() - old.float() for name, old in before.items()}
 
 
-def update_norm(update: Adapters) -> float:
+def update_norm(update: Adapter) -> float:
     """The L2 norm over all tensors together. Not finite if an element is not."""
     return math.sqrt(sum(float(part.double().square().sum()) for part in update.values()))
 
 
-def clip_update(update: Adapters, max_norm: float) -> tuple[dict[str, torch.Tensor], float]:
+def clip_update(update: Adapter, max_norm: float) -> tuple[dict[str, torch.Tensor], float]:
     """The update scaled to a norm of at most `max_norm`, and the norm that it had.
 
     So one client moves the mean by no more than `max_norm` times its share of the weight. What is
@@ -64,7 +65,7 @@ class WeightedMean:
         self._sum = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in layout.shapes}
         self.weight = 0
 
-    def add(self, update: Adapters, weight: int) -> None:
+    def add(self, update: Adapter, weight: int) -> None:
         """Count an update of a client that trained on `weight` samples.
 
         Raises:
@@ -106,7 +107,7 @@ class Personal:
         """Whether the adapter of this name stays with its client."""
         return any(fnmatchcase(name, pattern) for pattern in self.patterns)
 
-    def shared(self, adapters: Adapters) -> dict[str, torch.Tensor]:
+    def shared(self, adapters: Adapter) -> dict[str, torch.Tensor]:
         """The adapters that are averaged.
 
         Raises:
@@ -116,7 +117,7 @@ class Personal:
         self._check(adapters)
         return {name: tensor for name, tensor in adapters.items() if not self.keeps(name)}
 
-    def kept(self, adapters: Adapters) -> dict[str, torch.Tensor]:
+    def kept(self, adapters: Adapter) -> dict[str, torch.Tensor]:
         """The adapters that stay. Raises `ConfigError` as `shared` does."""
         self._check(adapters)
         return {name: tensor for name, tensor in adapters.items() if self.keeps(name)}

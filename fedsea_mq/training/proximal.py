@@ -6,13 +6,14 @@ from collections.abc import Mapping
 
 import torch
 
-from fedsea_mq.errors import InvalidAdapters
-from fedsea_mq.training.adapter_layout import AdapterLayout, Adapters
+from fedsea_mq.errors import AdapterError
+from fedsea_mq.model.lora import Adapter
+from fedsea_mq.training.adapter_layout import AdapterLayout
 
 
 @torch.no_grad()
 def add_proximal_gradient(
-    parameters: Mapping[str, torch.Tensor], anchor: Adapters, mu: float
+    parameters: Mapping[str, torch.Tensor], anchor: Adapter, mu: float
 ) -> None:
     """Add the gradient of `mu / 2 * ||w - anchor||^2` to each parameter's `grad`.
 
@@ -20,10 +21,10 @@ def add_proximal_gradient(
     once, before the optimiser's step. A parameter without a gradient gets this one.
 
     Raises:
-        InvalidAdapters: parameters and anchor are not of one layout.
+        AdapterError: parameters and anchor are not of one layout.
     """
     if wrong := AdapterLayout.of_adapters(anchor).mismatch(parameters):
-        raise InvalidAdapters(wrong)
+        raise AdapterError(wrong)
     for name, parameter in parameters.items():
         pull = mu * (parameter - anchor[name].to(parameter))
         parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)

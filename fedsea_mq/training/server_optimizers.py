@@ -13,8 +13,9 @@ from typing import Protocol
 
 import torch
 
-from fedsea_mq.errors import CheckpointError, InvalidAdapters
-from fedsea_mq.training.adapter_layout import AdapterLayout, Adapters
+from fedsea_mq.errors import AdapterError, CheckpointError
+from fedsea_mq.model.lora import Adapter
+from fedsea_mq.training.adapter_layout import AdapterLayout
 
 Moments = Mapping[str, torch.Tensor]
 Step = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
@@ -23,11 +24,11 @@ Step = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 class ServerOptimizer(Protocol):
     """Makes the next round's adapters."""
 
-    def step(self, adapters: Adapters, mean_update: Adapters, moments: Moments) -> Step:
+    def step(self, adapters: Adapter, mean_update: Adapter, moments: Moments) -> Step:
         """The new adapters, in the dtypes of the old ones, and the new moments.
 
         Raises:
-            InvalidAdapters: the update is not of the adapters' layout.
+            AdapterError: the update is not of the adapters' layout.
             CheckpointError: the moments are of another optimiser or other adapters.
         """
 
@@ -43,7 +44,7 @@ class FedAvg:
     learning_rate: float = 1.0
     momentum: float = 0.0
 
-    def step(self, adapters: Adapters, mean_update: Adapters, moments: Moments) -> Step:
+    def step(self, adapters: Adapter, mean_update: Adapter, moments: Moments) -> Step:
         """See `ServerOptimizer.step`."""
         _check(adapters, mean_update)
         velocities = _read(moments, "velocity", adapters, 0.0)
@@ -68,7 +69,7 @@ class FedAdam:
     beta2: float = 0.99
     tau: float = 1e-3
 
-    def step(self, adapters: Adapters, mean_update: Adapters, moments: Moments) -> Step:
+    def step(self, adapters: Adapter, mean_update: Adapter, moments: Moments) -> Step:
         """See `ServerOptimizer.step`."""
         _check(adapters, mean_update)
         firsts = _read(moments, "first", adapters, 0.0)
@@ -95,12 +96,12 @@ class FedYogi(FedAdam):
         return second - (1 - self.beta2) * square * torch.sign(second - square)
 
 
-def _check(adapters: Adapters, mean_update: Adapters) -> None:
+def _check(adapters: Adapter, mean_update: Adapter) -> None:
     if wrong := AdapterLayout.of_adapters(adapters).mismatch(mean_update):
-        raise InvalidAdapters(wrong)
+        raise AdapterError(wrong)
 
 
-def _read(moments: Moments, kind: str, adapters: Adapters, start: float) -> dict[str, torch.Tensor]:
+def _read(moments: Moments, kind: str, adapters: Adapter, start: float) -> dict[str, torch.Tensor]:
     """The moments of one kind, fp64, by adapter; `start` everywhere if there are none at all."""
     if not moments:
         return {

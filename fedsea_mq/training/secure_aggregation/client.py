@@ -25,7 +25,8 @@ from fedsea_mq.errors import (
     RevealRefused,
     TooFewClients,
 )
-from fedsea_mq.training.adapter_layout import AdapterLayout, Adapters
+from fedsea_mq.model.lora import Adapter
+from fedsea_mq.training.adapter_layout import AdapterLayout
 from fedsea_mq.training.secure_aggregation.masking import (
     KEY_BYTES,
     KeyPair,
@@ -76,7 +77,7 @@ class SecureClient:
 
         Raises:
             OutOfTurn: the terms have no such member.
-            InvalidAdapters: the terms are of other adapters.
+            AdapterError: the terms are of other adapters.
         """
         terms.check(layout)
         if not 1 <= member <= terms.members:
@@ -139,13 +140,13 @@ class SecureClient:
         self._held.update(opened)
         self._done(Stage.MASKED, listed, None)
 
-    def mask(self, update: Adapters, weight: int) -> tuple[MaskedUpdate, memoryview]:
+    def mask(self, update: Adapter, weight: int) -> tuple[MaskedUpdate, memoryview]:
         """The update times its weight (the samples), and the weight, masked, as bytes.
 
         It can be done once: to send the vector again, keep it.
 
         Raises:
-            InvalidAdapters: not of the agreed layout or range; nothing was masked.
+            AdapterError: not of the agreed layout or range; nothing was masked.
             MasksSpent: an update was masked already.
             OutOfTurn: the others' shares are not held yet.
         """

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedsea_mq.errors import InvalidAdapters, UpdateRefused
+from fedsea_mq.errors import AdapterError, UpdateRefused
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +40,16 @@ class FixedPoint:
         """An fp32 update `[elements]` as uint64 `[elements + 1]`; the weight stands last.
 
         Raises:
-            InvalidAdapters: not fp32, not finite, or out of range. Clip the update's norm to
+            AdapterError: not fp32, not finite, or out of range. Clip the update's norm to
                 `max_abs` to be sure that it is in range.
         """
         if type(weight) is not int or not 1 <= weight <= self.max_weight:
-            raise InvalidAdapters(f"weight is not an integer of 1 to {self.max_weight}")
+            raise AdapterError(f"weight is not an integer of 1 to {self.max_weight}")
         if update.dtype != np.float32 or update.ndim != 1:
-            raise InvalidAdapters(f"update of {update.dtype} {update.shape}, expected fp32 [n]")
+            raise AdapterError(f"update of {update.dtype} {update.shape}, expected fp32 [n]")
         # NaN fails the comparison too.
         if not max(abs(update.min()), abs(update.max())) <= self.max_abs:
-            raise InvalidAdapters(f"update has elements beyond {self.max_abs}, or not finite")
+            raise AdapterError(f"update has elements beyond {self.max_abs}, or not finite")
         # Exact in fp64: 24 bits of fp32 times a weight of at most 2^29, times a power of two.
         scaled = update.astype(np.float64)
         scaled *= math.ldexp(weight, self.scale_bits)

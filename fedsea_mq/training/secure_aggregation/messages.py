@@ -15,7 +15,7 @@ import msgpack
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from fedsea_mq.errors import InvalidAdapters
+from fedsea_mq.errors import AdapterError
 from fedsea_mq.protocol.fields import decode_fields, encode_fields
 from fedsea_mq.protocol.messages import Count, Digest
 from fedsea_mq.training.adapter_layout import MAX_ELEMENTS, AdapterLayout
@@ -105,9 +105,9 @@ class Terms:
         return sha256(msgpack.packb(fields)).digest()
 
     def check(self, layout: AdapterLayout) -> None:
-        """Raises `InvalidAdapters` unless these terms are of adapters of this layout."""
+        """Raises `AdapterError` unless these terms are of adapters of this layout."""
         if (self.layout, self.elements) != (layout.digest, layout.elements):
-            raise InvalidAdapters(f"terms of other adapters than these {layout.elements} elements")
+            raise AdapterError(f"terms of other adapters than these {layout.elements} elements")
 
     @property
     def fixed_point(self) -> FixedPoint:

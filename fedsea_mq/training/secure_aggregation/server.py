@@ -71,7 +71,7 @@ class SecureServer:
     """One round and attempt. `receive` what members say; `advance` at the end of each stage."""
 
     def __init__(self, terms: Terms, layout: AdapterLayout) -> None:
-        """Raises `InvalidAdapters` if the terms are of other adapters."""
+        """Raises `AdapterError` if the terms are of other adapters."""
         terms.check(layout)
         self.terms, self.stage, self._layout = terms, Stage.KEYS, layout
         self._context = terms.context

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedsea_mq.errors import InvalidAdapters
+from fedsea_mq.errors import AdapterError
 from fedsea_mq.training.adapter_layout import (
     MAX_DIMENSIONS,
     MAX_ELEMENTS,
@@ -74,13 +74,13 @@ class TestRefusals:
     ) -> None:
         given = {**adapters(0), **changed}
         present = {name: tensor for name, tensor in given.items() if tensor is not None}
-        with pytest.raises(InvalidAdapters, match=said) as refused:
+        with pytest.raises(AdapterError, match=said) as refused:
             LAYOUT.flatten(present)
         assert "secret name" not in str(refused.value)
 
     @pytest.mark.parametrize("shape", [(LAYOUT.elements + 1,), (LAYOUT.elements - 1,), (1, 257)])
     def test_other_vectors_are_refused(self, shape: tuple[int, ...]) -> None:
-        with pytest.raises(InvalidAdapters, match="expected"):
+        with pytest.raises(AdapterError, match="expected"):
             LAYOUT.unflatten(np.zeros(shape, np.float32))
 
     @pytest.mark.parametrize(
@@ -97,5 +97,5 @@ class TestRefusals:
         ids=["none", "empty", "negative", "deep", "huge", "one too many", "too many tensors"],
     )
     def test_layouts_out_of_bounds_are_refused(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        with pytest.raises(InvalidAdapters):
+        with pytest.raises(AdapterError):
             AdapterLayout.of(shapes)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedsea_mq.errors import ConfigError, InvalidAdapters, TooFewClients, UpdateRefused
+from fedsea_mq.errors import AdapterError, ConfigError, TooFewClients, UpdateRefused
 from fedsea_mq.training.adapter_layout import AdapterLayout
 from fedsea_mq.training.averaging import (
     MAX_WEIGHT,
@@ -178,5 +178,5 @@ def test_averaging_a_and_b_is_not_averaging_their_products() -> None:
 
 
 def test_an_update_is_of_one_layout() -> None:
-    with pytest.raises(InvalidAdapters):
+    with pytest.raises(AdapterError):
         update_of({"tail.scale": torch.tensor(1.0)}, adapters(0))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsea_mq.errors import InvalidAdapters, UpdateRefused
+from fedsea_mq.errors import AdapterError, UpdateRefused
 from fedsea_mq.training.averaging import MAX_WEIGHT
 from fedsea_mq.training.round_plan import MAX_CLIENTS
 from fedsea_mq.training.secure_aggregation.fixed_point import FixedPoint
@@ -93,7 +93,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("update", "weight"), REFUSED.values(), ids=REFUSED)
 def test_what_is_out_of_range_is_refused(update: np.ndarray, weight: int) -> None:
-    with pytest.raises(InvalidAdapters):
+    with pytest.raises(AdapterError):
         FixedPoint(4, 1000, 8.0).encode(update, weight)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedsea_mq.errors import InvalidAdapters
+from fedsea_mq.errors import AdapterError
 from fedsea_mq.training.proximal import add_proximal_gradient
 from tests.unit.training.adapters import SHAPES, adapters, moved
 
@@ -52,5 +52,5 @@ def test_zero_changes_no_bit() -> None:
 
 
 def test_an_anchor_of_other_adapters_is_refused() -> None:
-    with pytest.raises(InvalidAdapters):
+    with pytest.raises(AdapterError):
         add_proximal_gradient(weights(), {"w": torch.zeros(1)}, MU)

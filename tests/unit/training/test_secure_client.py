@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedsea_mq.errors import (
-    InvalidAdapters,
+    AdapterError,
     MalformedFrame,
     MasksSpent,
     OutOfTurn,
@@ -96,7 +96,7 @@ class TestMasksServeOnce:
         client, (update, weight) = one.members[1], updates(1)[1]
         client.hold(one.told[1])
         for wrong in ({}, {**update, "tail.scale": torch.tensor(float("nan"))}):
-            with pytest.raises(InvalidAdapters):
+            with pytest.raises(AdapterError):
                 client.mask(wrong, weight)
         client.mask(update, weight)
 
@@ -107,7 +107,7 @@ class TestMasksServeOnce:
 
 class TestTheClientRefuses:
     def test_terms_of_other_adapters_and_numbers_beyond_them(self) -> None:
-        with pytest.raises(InvalidAdapters):
+        with pytest.raises(AdapterError):
             SecureClient(terms(), AdapterLayout.of({"w": (3,)}), 1)
         for member in (0, 6):
             with pytest.raises(OutOfTurn):

@@ -11,7 +11,7 @@ import msgpack
 import pytest
 from pydantic import ValidationError
 
-from fedsea_mq.errors import InvalidAdapters, LimitExceeded, MalformedFrame
+from fedsea_mq.errors import AdapterError, LimitExceeded, MalformedFrame
 from fedsea_mq.training.adapter_layout import AdapterLayout
 from fedsea_mq.training.round_plan import MAX_CLIENTS
 from fedsea_mq.training.secure_aggregation import messages as m
@@ -144,5 +144,5 @@ class TestTerms:
 
     def test_terms_are_of_one_layout(self) -> None:
         terms().check(LAYOUT)
-        with pytest.raises(InvalidAdapters):
+        with pytest.raises(AdapterError):
             terms().check(AdapterLayout.of({"w": (LAYOUT.elements,)}))

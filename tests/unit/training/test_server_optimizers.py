@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fedsea_mq.errors import CheckpointError, InvalidAdapters
+from fedsea_mq.errors import AdapterError, CheckpointError
 from fedsea_mq.training.server_optimizers import FedAdam, FedAvg, FedYogi, ServerOptimizer
 from tests.unit.training.adapters import SHAPES, adapters
 
@@ -143,5 +143,5 @@ class TestCheckpoints:
                 optimizer.step(adapters(0), adapters(1), wrong)
 
     def test_an_update_of_other_adapters_is_refused(self, optimizer: ServerOptimizer) -> None:
-        with pytest.raises(InvalidAdapters):
+        with pytest.raises(AdapterError):
             optimizer.step(adapters(0), {"w": torch.zeros(1)}, {})
