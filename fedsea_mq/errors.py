@@ -107,6 +107,24 @@ class FingerprintMismatch(RemoteError):
     code = "fingerprint"
 
 
+class RunUnknown(RemoteError):
+    """No trunk node or aggregator of this training run is registered."""
+
+    code = "run_unknown"
+
+
+class RunMismatch(RemoteError):
+    """The party's settings of a run are not those of the others."""
+
+    code = "run_mismatch"
+
+
+class AttemptOver(RemoteError):
+    """The attempt at a round that the frame belongs to is over, or this member is not in it."""
+
+    code = "attempt_over"
+
+
 class Busy(RemoteError):
     """There is no room now; try again after `retry_after_s` seconds."""
 
@@ -220,6 +238,9 @@ _BY_CODE: dict[str, type[RemoteError]] = {
         UnsupportedVersion,
         LimitExceeded,
         FingerprintMismatch,
+        RunUnknown,
+        RunMismatch,
+        AttemptOver,
         SessionUnknown,
         SessionLost,
         PositionGap,

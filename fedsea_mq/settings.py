@@ -14,8 +14,6 @@ from typing import Annotated, Any, Final, Literal, Self
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     model_validator,
@@ -23,11 +21,12 @@ from pydantic import (
 
 from fedsea_mq.errors import ConfigError
 from fedsea_mq.privacy.scale import NoiseMode
+from fedsea_mq.protocol.bounded import Name
 from fedsea_mq.protocol.endpoint import reachable
-from fedsea_mq.protocol.messages import Name
 from fedsea_mq.protocol.payload import WireDtype
+from fedsea_mq.run_settings import FederationSection, LoraSection, TrainingSection, agreed
+from fedsea_mq.section import Seconds, Section
 
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Milliseconds = Annotated[int, Field(ge=10, le=86_400_000)]
 Endpoint = Annotated[str, Field(pattern=r"^(tcp|ipc)://.+$")]
 
@@ -60,11 +59,7 @@ class _Yaml(yaml.SafeLoader):
 _Yaml.add_implicit_resolver(_BOOL_TAG, re.compile(r"^(true|false)$", re.IGNORECASE), list("tTfF"))
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSettings(_Section):
+class ModelSettings(Section):
     """Which model, where it is cut, and how it is computed."""
 
     path: str = Field("embedded", description="`embedded`, a folder, a shard folder or a hub id")
@@ -86,7 +81,7 @@ class ModelSettings(_Section):
         return self
 
 
-class NoiseSettings(_Section):
+class NoiseSettings(Section):
     """The Gaussian noise on states that leave the head."""
 
     mode: NoiseMode = Field(NoiseMode.RELATIVE, description="what `scale` means; `off` for none")
@@ -95,7 +90,7 @@ class NoiseSettings(_Section):
     )
 
 
-class BrokerSettings(_Section):
+class BrokerSettings(Section):
     """Where the broker listens, and when it takes a silent node for dead."""
 
     clients: Endpoint = Field("tcp://127.0.0.1:7700", description="clients connect here")
@@ -116,7 +111,7 @@ class BrokerSettings(_Section):
         return self
 
 
-class TrunkSettings(_Section):
+class TrunkSettings(Section):
     """What a trunk node offers and bounds."""
 
     name: Name | None = Field(None, description="shown in status; drawn at random if absent")
@@ -154,7 +149,7 @@ class Speculation(StrEnum):
     EARLY_EXIT = "early_exit"
 
 
-class ClientSettings(_Section):
+class ClientSettings(Section):
     """How a client speaks to the broker."""
 
     wire_dtype: WireDtype = Field(WireDtype.FP16, description="dtype of states on the wire")
@@ -182,14 +177,14 @@ class ClientSettings(_Section):
     )
 
 
-class LogSettings(_Section):
+class LogSettings(Section):
     """What the processes log, on standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["console", "json"] = "console"
 
 
-class Settings(_Section):
+class Settings(Section):
     """Everything. Each process reads the sections that it needs."""
 
     model: ModelSettings = ModelSettings()
@@ -197,7 +192,15 @@ class Settings(_Section):
     broker: BrokerSettings = BrokerSettings()
     trunk: TrunkSettings = TrunkSettings()
     client: ClientSettings = ClientSettings()
+    training: TrainingSection = TrainingSection()
+    lora: LoraSection = LoraSection()
+    federation: FederationSection = FederationSection()
     log: LogSettings = LogSettings()
+
+    @property
+    def agreed(self) -> str:
+        """A digest of what all parties of a training run must have in common."""
+        return agreed(self.training, self.lora, self.federation)
 
     @classmethod
     def load(

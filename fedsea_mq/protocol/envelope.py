@@ -15,7 +15,7 @@ import msgpack
 
 from fedsea_mq.errors import MalformedFrame, UnsupportedVersion
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 SESSION_BYTES: Final = 16
 NO_SESSION: Final = b""
 MAX_ENVELOPE_BYTES: Final = 64
@@ -44,6 +44,26 @@ class Kind(IntEnum):
     LEAVE = 23
     STATUS = 24
     STATUS_REPORT = 25
+    # training: client -> trunk or aggregator, aggregator -> trunk
+    ENLIST = 30
+    # client <-> trunk, relayed
+    FORWARD = 31
+    OUTPUTS = 32
+    BACKWARD = 33
+    GRADIENT = 34
+    STEP = 35
+    STEPPED = 36
+    # aggregator <-> trunk, relayed
+    BEGIN_ROUND = 40
+    END_ROUND = 41
+    ROUND_STATE = 42
+    # client <-> aggregator, relayed
+    ASK = 50
+    TASK = 51
+    UPDATE = 52
+    UPDATED = 53
+    SECURE = 54
+    SECURED = 55
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, TypeVar, get_args
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from fedsea_mq.errors import (
@@ -18,8 +18,26 @@ from fedsea_mq.errors import (
     RemoteError,
     error_from_wire,
 )
-from fedsea_mq.protocol.endpoint import MAX_ENDPOINT_CHARS, reachable
-from fedsea_mq.protocol.envelope import SESSION_BYTES
+from fedsea_mq.protocol import training_messages as training
+from fedsea_mq.protocol.bounded import (
+    BODY,
+    MAX_POSITIONS,
+    MIN_PAUSE_MS,
+    Blocks,
+    ClientId,
+    Count,
+    Digest,
+    Endpoint,
+    Hidden,
+    Milliseconds,
+    Name,
+    Pause,
+    Positions,
+    Rate,
+    Role,
+    SessionId,
+    Share,
+)
 from fedsea_mq.protocol.fields import (
     MAX_MESSAGE_CHARS,
     STRAY_LIST,
@@ -30,27 +48,8 @@ from fedsea_mq.protocol.payload import WireDtype
 
 MAX_BODY_BYTES: Final = 4096
 MAX_LISTING_BYTES: Final = 1 << 20
-MAX_POSITIONS: Final = 1 << 20
 MAX_NODES: Final = 1024
 MAX_SESSIONS_A_NODE: Final = 16_384
-MIN_PAUSE_MS: Final = 10
-
-Positions = Annotated[int, Field(strict=True, ge=0, le=MAX_POSITIONS)]
-Count = Annotated[int, Field(strict=True, ge=0, le=2**53)]
-Blocks = Annotated[int, Field(strict=True, ge=0, le=1024)]
-Hidden = Annotated[int, Field(strict=True, ge=1, le=1 << 16)]
-Digest = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
-SessionId = Annotated[bytes, Field(strict=True, min_length=SESSION_BYTES, max_length=SESSION_BYTES)]
-Endpoint = Annotated[
-    str, Field(strict=True, max_length=MAX_ENDPOINT_CHARS), AfterValidator(reachable)
-]
-ClientId = Annotated[bytes, Field(strict=True, max_length=255)]
-Milliseconds = Annotated[int, Field(strict=True, ge=0, le=86_400_000)]
-# How long to wait before asking again: never so short that asking becomes a flood.
-Pause = Annotated[int, Field(strict=True, ge=MIN_PAUSE_MS, le=86_400_000)]
-Share = Annotated[float, Field(strict=True, ge=0.0, le=1.0)]
-Rate = Annotated[float, Field(strict=True, ge=0.0, le=1e12)]
 
 
 def _distinct(sessions: list[bytes]) -> list[bytes]:
@@ -59,11 +58,7 @@ def _distinct(sessions: list[bytes]) -> list[bytes]:
     return sessions
 
 
-# Strictness stands in the types above: on the whole body it would refuse the map that arrives.
-_BODY: Final = ConfigDict(extra="forbid")
-
-
-@dataclass(frozen=True, slots=True, config=_BODY)
+@dataclass(frozen=True, slots=True, config=BODY)
 class Open:
     """Client asks for a session of up to `max_positions` on a node of this fingerprint.
 
@@ -79,7 +74,7 @@ class Open:
     urgency: Annotated[int, Field(strict=True, ge=0, le=2)] = 1
 
 
-@dataclass(frozen=True, slots=True, config=_BODY)
+@dataclass(frozen=True, slots=True, config=BODY)
 class Accept:
     """Node has reserved the KV; frames may hold up to `max_frame_positions`.
 
@@ -92,14 +87,14 @@ class Accept:
     direct: Endpoint | None = None
 
 
-@dataclass(frozen=True, slots=True, config=_BODY)
+@dataclass(frozen=True, slots=True, config=BODY)
 class BusyNotice:
     """No room now; ask again after `retry_after_ms`."""
 
     retry_after_ms: Pause
 
 
-@dataclass(frozen=True, slots=True, config=_BODY)
+@dataclass(frozen=True, slots=True, config=BODY)
 class Extend:
     """Make `cached` reach `cached + count` from the states in the payload.
 
@@ -114,7 +109,7 @@ class Extend:
     rewinds: Annotated[bool, Field(strict=True)] = False
 
 
-@dataclass(frozen=True, slots=True, config=_BODY)
+@dataclass(frozen=True, slots=True, config=BODY)
 class Result:
     """The positions cached now, and in the payload the last `returned` outputs."""
 
@@ -122,12 +117,12 @@ class Result:
     returned: Positions
 
 
-@dataclass(frozen=True, slots=True, config=_BODY)
+@dataclass(frozen=True, slots=True, config=BODY)
 class Nothing:
     """The body of renew, renewed, close, leave and status frames."""
 
 
-@dataclass(frozen=True, slots=True, config=_BODY)
+@dataclass(frozen=True, slots=True, config=BODY)
 class ErrorNotice:
     """A typed error: `code` names the class, `message` says what was expected and what came."""
 
@@ -135,7 +130,7 @@ class ErrorNotice:
     message: Annotated[str, Field(strict=True, max_length=MAX_MESSAGE_CHARS)]
 
 
-@dataclass(frozen=True, slots=True, config=_BODY)
+@dataclass(frozen=True, slots=True, config=BODY)
 class Load:
     """What a node holds and does now. Rates are over the last heartbeat interval.
 
@@ -152,9 +147,13 @@ class Load:
     peak_rss_bytes: Count = 0
 
 
-@dataclass(frozen=True, slots=True, config=_BODY)
+@dataclass(frozen=True, slots=True, config=BODY)
 class Register:
-    """A node offers a trunk. `sessions` lets a restarted broker rebuild its routes."""
+    """A node offers a trunk, or an aggregator its run.
+
+    `sessions` lets a restarted broker rebuild its routes; `run` is the training run that the node
+    takes part in, if it does.
+    """
 
     name: Name
     fingerprint: Digest
@@ -165,9 +164,11 @@ class Register:
     sessions: Annotated[
         list[SessionId], Field(max_length=MAX_SESSIONS_A_NODE), AfterValidator(_distinct)
     ]
+    role: Role = Role.TRUNK
+    run: Name | None = None
 
 
-@dataclass(frozen=True, slots=True, config=_BODY)
+@dataclass(frozen=True, slots=True, config=BODY)
 class Registered:
     """The broker's terms: send a heartbeat this often; silent for `timeout_ms` means dead."""
 
@@ -175,7 +176,7 @@ class Registered:
     timeout_ms: Milliseconds
 
 
-@dataclass(frozen=True, slots=True, config=_BODY)
+@dataclass(frozen=True, slots=True, config=BODY)
 class NodeStatus:
     """One line of the status report."""
 
@@ -185,9 +186,11 @@ class NodeStatus:
     tail_blocks: Blocks
     silent_ms: Milliseconds
     load: Load
+    role: Role = Role.TRUNK
+    run: Name | None = None
 
 
-@dataclass(frozen=True, slots=True, config=_BODY)
+@dataclass(frozen=True, slots=True, config=BODY)
 class StatusReport:
     """The broker's view of its nodes, sessions and traffic since it started.
 
@@ -214,13 +217,35 @@ Body = (
     | Register
     | Registered
     | StatusReport
+    | training.Enlist
+    | training.Forward
+    | training.Outputs
+    | training.Backward
+    | training.Gradient
+    | training.Step
+    | training.Stepped
+    | training.BeginRound
+    | training.EndRound
+    | training.RoundState
+    | training.Ask
+    | training.Task
+    | training.Update
+    | training.Updated
+    | training.Secure
+    | training.Secured
 )
 B = TypeVar("B", bound=Body)
 
 
 _READERS: Final[dict[Any, TypeAdapter[Any]]] = {body: TypeAdapter(body) for body in get_args(Body)}
-# The bodies that hold a list; no other has any use for more than `MAX_BODY_BYTES`.
-_LISTINGS: Final = frozenset({Register, StatusReport})
+# Bytes, and elements of a list, of the bodies that hold one; no other has any use for as many.
+_LISTINGS: Final = {
+    Register: (MAX_LISTING_BYTES, MAX_SESSIONS_A_NODE),
+    StatusReport: (MAX_LISTING_BYTES, MAX_SESSIONS_A_NODE),
+    training.Forward: (MAX_LISTING_BYTES, training.MAX_SEQUENCES),
+    training.BeginRound: (MAX_LISTING_BYTES, training.MAX_MEMBERS),
+    training.EndRound: (MAX_LISTING_BYTES, training.MAX_MEMBERS),
+}
 
 
 def encode_body(body: Body) -> bytes:
@@ -235,9 +260,7 @@ def decode_body(body: type[B], part: bytes) -> B:
         LimitExceeded: larger than `MAX_BODY_BYTES`, or `MAX_LISTING_BYTES` for a body with a list.
         MalformedFrame: not msgpack, or a field is missing, unknown, out of range or mistyped.
     """
-    listing = body in _LISTINGS
-    max_bytes = MAX_LISTING_BYTES if listing else MAX_BODY_BYTES
-    max_list = MAX_SESSIONS_A_NODE if listing else STRAY_LIST
+    max_bytes, max_list = _LISTINGS.get(body, (MAX_BODY_BYTES, STRAY_LIST))
     read: B = decode_fields(_READERS[body], part, f"{body.__name__} body", max_bytes, max_list)
     return read
 

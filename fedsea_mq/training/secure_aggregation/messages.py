@@ -16,8 +16,8 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from fedsea_mq.errors import AdapterError
+from fedsea_mq.protocol.bounded import Count, Digest
 from fedsea_mq.protocol.fields import decode_fields, encode_fields
-from fedsea_mq.protocol.messages import Count, Digest
 from fedsea_mq.training.adapter_layout import MAX_ELEMENTS, AdapterLayout
 from fedsea_mq.training.averaging import MAX_WEIGHT
 from fedsea_mq.training.round_plan import MAX_CLIENTS

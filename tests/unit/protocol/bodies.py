@@ -6,9 +6,12 @@ import math
 from typing import Any
 
 from fedsea_mq.protocol import messages as m
+from fedsea_mq.protocol import training_messages as t
+from fedsea_mq.protocol.bounded import MAX_POSITIONS, Role
 from fedsea_mq.protocol.payload import WireDtype
 
 FINGERPRINT = "0123456789abcdef" * 4
+ATTEMPT = bytes(range(16))
 LOAD = m.Load(
     kv_positions_free=3,
     kv_positions_total=9,
@@ -41,17 +44,38 @@ BODIES: list[Any] = [
     LOAD,
     m.Register(
         name="n", fingerprint=FINGERPRINT, head_blocks=0, tail_blocks=1024, hidden=64, load=LOAD,
-        sessions=[bytes(16), b"\xff" * 16],
+        sessions=[bytes(16), b"\xff" * 16], role=Role.AGGREGATOR, run="silos",
     ),
     m.Registered(heartbeat_ms=1000, timeout_ms=5000),
     m.StatusReport(
         uptime_s=1.0, sessions=1, frames_relayed=2, bytes_relayed=2**53, errors=0, nodes=[NODE]
     ),
+    t.Enlist(
+        role=Role.TRUNK, run="silos", fingerprint=FINGERPRINT, agreed=FINGERPRINT,
+        dtype=WireDtype.BF16, member="silo-1", client=b"peer",
+    ),
+    t.Forward(attempt=ATTEMPT, step=3, micro=1, trains=True, lengths=[1, MAX_POSITIONS]),
+    t.Outputs(step=3, micro=1),
+    t.Backward(attempt=ATTEMPT, step=3, micro=1, exponent=-20),
+    t.Gradient(step=3, micro=1, exponent=-256, squared_norm=0.25),
+    t.Step(attempt=ATTEMPT, step=3, squared_norm=0.25),
+    t.Stepped(steps=4),
+    t.BeginRound(round=0, attempt=ATTEMPT, local_steps=20, members=["silo-1", "silo-2"]),
+    t.EndRound(round=0, attempt=ATTEMPT, counted=["silo-1"]),
+    t.RoundState(round=1, attempt=ATTEMPT),
+    t.Ask(samples=30, failed=ATTEMPT),
+    t.Task(
+        duty=t.Duty.TRAIN, round=1, attempt=ATTEMPT, local_steps=20, number=1, again_ms=1000
+    ),
+    t.Update(attempt=ATTEMPT, weight=30, loss=1.5),
+    t.Updated(fate=t.Fate.COUNTED),
+    t.Secure(attempt=ATTEMPT),
+    t.Secured(attempt=ATTEMPT),
 ]  # fmt: skip
 
 SECRET = "TOPSECRET"
 _NO_COUNT = [-1, 2**53 + 1, 2**63, 1.0, True, "3", None, [3], SECRET]
-_NO_POSITIONS = [*_NO_COUNT, m.MAX_POSITIONS + 1]
+_NO_POSITIONS = [*_NO_COUNT, MAX_POSITIONS + 1]
 _NO_MS = [*_NO_COUNT, 86_400_001]
 _NO_BLOCKS = [*_NO_COUNT, 1025]
 _NO_RATE = [-0.1, 1e13, math.inf, -math.inf, math.nan, True, "0.5", None, SECRET]
@@ -70,6 +94,8 @@ _NO_ENDPOINT = [
     "udp://10.0.0.7:7710", "10.0.0.7:7710", b"tcp://10.0.0.7:7710", 5, ["tcp://10.0.0.7:1"], SECRET,
 ]  # fmt: skip
 _NO_LIST = [None, 5, SECRET, {}, {SECRET: 1}, [None], [5], [SECRET], [b"short"], [bytes(17)], [[]]]
+_NO_ATTEMPT = [b"", bytes(15), bytes(17), "a" * 16, 5, None, SECRET]
+_NO_MEMBERS = [None, 5, SECRET, {}, [None], [5], [b"silo-1"], [""], ["a b"], [], ["a", "a"]]
 _NO_MAP = [None, 5, SECRET, [], [SECRET], {}, {SECRET: 1}]
 
 WRONG: dict[str, list[Any]] = {
@@ -109,6 +135,30 @@ WRONG: dict[str, list[Any]] = {
     "hidden": [*_NO_COUNT, 0, (1 << 16) + 1],
     "load": _NO_MAP,
     "nodes": [*_NO_LIST, [{}], [{SECRET: SECRET}]],
+    "role": ["server", "TRUNK", "", 1, None, SECRET],
+    "run": [name for name in _NO_NAME if name is not None],
+    "member": [name for name in _NO_NAME if name is not None],
+    "agreed": _NO_DIGEST,
+    "attempt": _NO_ATTEMPT,
+    "failed": [attempt for attempt in _NO_ATTEMPT if attempt is not None],
+    "step": _NO_COUNT,
+    "steps": _NO_COUNT,
+    "round": _NO_COUNT,
+    "number": _NO_COUNT,
+    "local_steps": _NO_COUNT,
+    "micro": [*_NO_COUNT, 1025],
+    "trains": [0, 1, 1.0, "true", None, [True], SECRET],
+    "lengths": [None, 5, SECRET, {SECRET: 1}, [None], [SECRET], [[]], [], [0], [True], [1.0]],
+    "exponent": [-257, 257, 1.0, True, "3", None, SECRET],
+    "squared_norm": _NO_RATE,
+    "members": _NO_MEMBERS,
+    "counted": _NO_MEMBERS,
+    "samples": [*_NO_COUNT, 0, (1 << 20) + 1],
+    "weight": [*_NO_COUNT, (1 << 20) + 1],
+    "loss": [-0.1, 1e7, math.inf, math.nan, True, "0.5", None, SECRET],
+    "duty": ["rest", "TRAIN", "", 1, None, SECRET],
+    "fate": ["lost", "COUNTED", "", 1, None, SECRET],
+    "again_ms": [*_NO_MS, 0, 9],
 }
 
 

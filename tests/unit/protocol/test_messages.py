@@ -11,6 +11,7 @@ import pytest
 
 from fedsea_mq.errors import LimitExceeded, MalformedFrame
 from fedsea_mq.protocol import messages as m
+from fedsea_mq.protocol import training_messages as t
 from fedsea_mq.protocol.compression import pack
 from fedsea_mq.protocol.messages import decode_body, encode_body
 from tests.unit.protocol.bodies import BODIES, LOAD, NODE, SECRET, wrong_for
@@ -119,10 +120,26 @@ def test_lists_may_be_as_long_as_their_bound_and_no_longer() -> None:
     refusal(m.StatusReport, {**most, "nodes": [asdict(NODE)] * (m.MAX_NODES + 1)})
 
 
+@pytest.mark.parametrize(
+    ("body", "field", "bound"),
+    [
+        (t.Forward, "lengths", t.MAX_SEQUENCES),
+        (t.BeginRound, "members", t.MAX_MEMBERS),
+        (t.EndRound, "counted", t.MAX_MEMBERS),
+    ],
+)
+def test_so_are_those_of_training(body: type[Any], field: str, bound: int) -> None:
+    right = asdict(next(one for one in BODIES if isinstance(one, body)))
+    longest = [2**20 if field == "lengths" else f"{number:064}" for number in range(bound)]
+    read = decode_body(body, pack(msgpack.packb({**right, field: longest})))
+    assert getattr(read, field) == longest
+    refusal(body, {**right, field: [*longest, 5 if field == "lengths" else "another"]})
+
+
 @pytest.mark.parametrize("body", BODIES, ids=name)
 def test_given_more_bytes_than_such_a_body_has_then_it_is_refused_unread(body: Any) -> None:
-    is_listing = isinstance(body, m.Register | m.StatusReport)
-    limit = m.MAX_LISTING_BYTES if is_listing else m.MAX_BODY_BYTES
+    listings = m.Register | m.StatusReport | t.Forward | t.BeginRound | t.EndRound
+    limit = m.MAX_LISTING_BYTES if isinstance(body, listings) else m.MAX_BODY_BYTES
     with pytest.raises(LimitExceeded, match=f"at most {limit}"):
         decode_body(type(body), pack(b"\xc1" * (limit + 1)))
 
