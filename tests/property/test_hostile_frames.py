@@ -80,7 +80,7 @@ class Seen:
 def hostile_frames(rng: random.Random, count: int) -> Iterator[Parts]:
     """Mutations of valid frames, and now and then one untouched, in the wrong place or time."""
     for _ in range(count):
-        parts = rng.choice(WORKING if rng.random() < 0.7 else POOL)
+        parts = rng.choice(WORKING if rng.random() < 0.85 else POOL)
         yield parts if rng.random() < 0.1 else mutated(rng, parts, POOL)
 
 
