@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from fedsea_mq.tasks.dialogues import Dialogue, Kind, dialogues
 from fedsea_mq.tasks.task import Example, Prompt, Split, Wanted, talk_before
@@ -23,6 +24,22 @@ class WorldSource:
         made = dialogues(self.kind, wanted.seed, count, held_out=held_out)
         for number, dialogue in enumerate(made):
             yield from _turns(dialogue, str(number))
+
+
+@dataclass(frozen=True, slots=True)
+class MixedSource:
+    """Examples of several kinds in turn, as many dialogues of each; the kind is their class."""
+
+    kinds: tuple[Kind, ...]
+
+    def examples(self, wanted: Wanted) -> Iterator[Example]:
+        """One example a turn, as of `WorldSource`."""
+        of_kinds = [WorldSource(kind).examples(wanted) for kind in self.kinds]
+        for in_turn in zip_longest(*of_kinds):
+            for kind, example in zip(self.kinds, in_turn, strict=True):
+                if example is not None:
+                    record = f"{kind.value}/{example.record}"
+                    yield replace(example, label=kind.value, record=record)
 
 
 def _turns(dialogue: Dialogue, record: str) -> Iterator[Example]:

@@ -10,7 +10,7 @@ from typing import Final
 from fedsea_mq.errors import ConfigError
 from fedsea_mq.tasks import coqa, own, scores, superglue, xsum
 from fedsea_mq.tasks.dialogues import Kind
-from fedsea_mq.tasks.embedded import WorldSource
+from fedsea_mq.tasks.embedded import MixedSource, WorldSource
 from fedsea_mq.tasks.files import Hub, RecordSource
 from fedsea_mq.tasks.records import Fields, Read, reading
 from fedsea_mq.tasks.task import Example, Limits, Score, Task
@@ -68,7 +68,8 @@ _EMBEDDED: Final[dict[str, tuple[Kind, Callable[..., dict[str, float]]]]] = {
     "embedded/conversation": (Kind.CONVERSATION, scores.embedded_conversation),
     "embedded/summary": (Kind.SUMMARY, scores.embedded_summary),
 }
-NAMES: Final = (*_PUBLISHED, *_EMBEDDED, f"{_JSONL}PATH")
+_ALL_EMBEDDED: Final = "embedded"
+NAMES: Final = (*_PUBLISHED, *_EMBEDDED, _ALL_EMBEDDED, f"{_JSONL}PATH")
 
 
 def embedded_tasks() -> list[Task]:
@@ -93,6 +94,9 @@ def find(name: str, data: str | None = None) -> Task:
     if name in _EMBEDDED:
         kind, score = _EMBEDDED[name]
         return Task(name, WorldSource(kind), score, _SENTENCE)
+    if name == _ALL_EMBEDDED:
+        kinds = tuple(kind for kind, _ in _EMBEDDED.values())
+        return Task(name, MixedSource(kinds), scores.embedded, _SENTENCE)
     path = name.removeprefix(_JSONL)
     if path and path != name:
         source = RecordSource(reading(own.Own), Path(path).expanduser())

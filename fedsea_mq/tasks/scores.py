@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from statistics import fmean
+from typing import Final
 
 from sklearn.metrics import accuracy_score, f1_score
 
+from fedsea_mq.tasks.dialogues import Kind
 from fedsea_mq.tasks.metrics import (
     Rouge,
     among_several,
@@ -16,7 +18,7 @@ from fedsea_mq.tasks.metrics import (
     same_verdict,
     token_f1,
 )
-from fedsea_mq.tasks.task import Answered, Example, Scores
+from fedsea_mq.tasks.task import Answered, Example, Score, Scores
 
 
 def accuracy(answers: Sequence[Answered]) -> Scores:
@@ -103,6 +105,22 @@ def embedded_summary(answers: Sequence[Answered]) -> Scores:
     """Mean ROUGE-L F-measure."""
     rouge = Rouge("rougeL")
     return {"summary_rouge_l": _mean(lambda said, right: rouge(said, right)["rougeL"], answers)}
+
+
+def embedded(answers: Sequence[Answered]) -> Scores:
+    """Those of the embedded three, each over the answers of its kind."""
+    found: Scores = {}
+    for kind, score in _OF_KIND.items():
+        if of_kind := [one for one in answers if one.example.label == kind.value]:
+            found |= score(of_kind)
+    return found
+
+
+_OF_KIND: Final[dict[Kind, Score]] = {
+    Kind.UNDERSTANDING: embedded_understanding,
+    Kind.CONVERSATION: embedded_conversation,
+    Kind.SUMMARY: embedded_summary,
+}
 
 
 def _mean(score: Callable[[str, str], float], answers: Sequence[Answered]) -> float:

@@ -12,7 +12,7 @@ from fedsea_mq.tasks.dialogues import Kind, dialogues
 from fedsea_mq.tasks.evaluation import Responder, evaluate
 from fedsea_mq.tasks.registry import embedded_tasks, find
 from fedsea_mq.tasks.scores import accuracy
-from fedsea_mq.tasks.task import Example, Limits, Prompt, Scores, Split, Wanted
+from fedsea_mq.tasks.task import Answered, Example, Limits, Prompt, Scores, Split, Wanted
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +113,23 @@ def test_limits_leave_room_for_the_answer() -> None:
     assert find("superglue/boolq").limits == Limits(700, 20)  # the paper's
     assert Limits(700, 20).within(2048) == Limits(700, 20)
     assert Limits(700, 20).within(128) == Limits(108, 20)
+
+
+def test_the_embedded_three_in_one_have_their_kind_as_class_and_each_its_own_score() -> None:
+    task = find("embedded")
+    examples = list(task.source.examples(Wanted(count=4, seed=1)))
+    assert {one.label for one in examples} == {"understanding", "conversation", "summary"}
+    right = [Answered(one, str(one.answer)) for one in examples]
+    wrong = [
+        Answered(one, "nothing") if one.label == "conversation" else Answered(one, str(one.answer))
+        for one in examples
+    ]
+    assert set(task.score(right).values()) == {1.0}
+    assert task.score(wrong) == {
+        **task.score(right),
+        "conversation_f1": 0.0,
+        "conversation_exact": 0.0,
+    }
+    alone = list(find("embedded/summary").source.examples(Wanted(count=4, seed=1)))
+    of_kind = [one for one in examples if one.label == "summary"]
+    assert [one.prompt for one in of_kind] == [one.prompt for one in alone]
