@@ -2,8 +2,9 @@
 
 The product of int8 factors is exact in int32, so all that is lost is lost in rounding the factors.
 oneDNN multiplies them with the weight laid out once, as `PackedLinear` does in bf16, and reads half
-the bytes. Of the other operators of torch's CPU builds, `_weight_int8pack_mm` was as fast for 1 row
-and 5 to 18 times as slow for 64, and `_int_mm` lays the weight out in every call.
+the bytes; that needs VNNI or AMX. Of the other operators of torch's CPU builds,
+`_weight_int8pack_mm` was as fast for 1 row and 5 to 18 times as slow for 64, and `_int_mm` lays the
+weight out in every call.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from fedsea_mq.model.int8_rows import LARGEST, quantise_rows
 
 # Rows for which oneDNN chooses the layout; other numbers of rows run on it as well.
 _TYPICAL_ROWS: Final = 16
-# Factors of the probe: enough that a processor which saturates sums of pairs at 16 bits shows it.
+# The layout is for unsigned rows with their zero in the middle. For signed ones oneDNN has only a
+# reference loop on processors without AMX, and often for one row with it: 100 times as slow.
+_MIDDLE: Final = 128
+# Factors of the probe: processors without VNNI saturate sums of two products at 16 bits.
 _PROBE_LENGTH: Final = 64
 
 
@@ -36,7 +40,8 @@ def can_pack_int8() -> bool:
 class Int8Linear(nn.Module):
     """`x @ weight.T + bias` with both factors rounded to int8; `[..., in]` to `[..., out]`.
 
-    Where the operators are missing, torch's own int8 product is taken and the result is the same.
+    Where the operators are missing or inexact, the product is taken in fp32. The result is the same
+    and takes longer than plain layers do.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -72,13 +77,17 @@ def _pack(weight: torch.Tensor) -> torch.Tensor:
 def _packed_product(rows: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """`[rows, out]` in fp32: the integer products, times the scales of the weight's channels."""
     run = torch.ops.onednn.qlinear_pointwise
-    no_zero = torch.zeros(1, dtype=torch.int64)  # symmetric: nothing is shifted
+    shifted = rows.view(torch.uint8) ^ _MIDDLE  # of an int8's bits: plus 128
+    symmetric = torch.zeros(1, dtype=torch.int64)
     # One scale for all rows is all that the operator takes, so theirs are applied afterwards.
-    product = run(
-        rows, 1.0, 0, weight, scales, no_zero, None, 1.0, 0, torch.float32, "none", [], ""
-    )
+    output: tuple[object, ...] = (1.0, 0, torch.float32, "none", [], "")
+    product = run(shifted, 1.0, _MIDDLE, weight, scales, symmetric, None, *output)
     return cast(torch.Tensor, product)
 
 
 def _plain_product(rows: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    return torch._int_mm(rows, weight.t()).float().mul_(scales)
+    """The same in fp32, in which whole numbers are exact up to 2^24: 1040 of the largest products.
+
+    `_int_mm` would be faster, but saturates as oneDNN's other products do without VNNI.
+    """
+    return (rows.float() @ weight.t().float()).mul_(scales)

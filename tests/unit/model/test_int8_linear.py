@@ -41,7 +41,7 @@ def test_the_product_is_that_of_int8_factors(packs: bool, bias: bool, rows: int)
     torch.testing.assert_close(got.double(), exact, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("inputs", [2, 48, 1408])
+@pytest.mark.parametrize("inputs", [1, 48, 1408])
 def test_both_products_are_the_same(monkeypatch: pytest.MonkeyPatch, inputs: int) -> None:
     plain, rows = layer(bias=True, inputs=inputs), torch.randn(17, inputs)
     packed = Int8Linear(plain.weight, plain.bias)
