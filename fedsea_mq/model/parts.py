@@ -23,9 +23,9 @@ from fedsea_mq.model.attention import (
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.int8_linear import Int8Linear
 from fedsea_mq.model.kv_cache import KVCache, KVShape
-from fedsea_mq.model.numerics import MakeLinear, Numerics
+from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.model.packed_linear import PackedLinear
-from fedsea_mq.model.partition import LM_HEAD, Cut, Part, block_of, part_of
+from fedsea_mq.model.partition import LM_HEAD, Cut, Part, part_of
 
 
 class BlockRun(nn.Module):
@@ -146,21 +146,19 @@ class _Loader:
         model = self._skeleton.model
         if self._checkpoint.tied:
             self._skeleton.lm_head.weight = model.embed_tokens.weight
+            self._pack(LM_HEAD.rpartition(".")[0])
         self._fill(Part.TAIL)
-        lm_head = self._skeleton.lm_head
-        if make := self._numerics.linear:
-            lm_head = make(lm_head.weight, lm_head.bias)
         head = Head(model.embed_tokens, self._assemble(Part.HEAD))
-        return head, Tail(self._assemble(Part.TAIL), model.norm, lm_head)
+        return head, Tail(self._assemble(Part.TAIL), model.norm, self._skeleton.lm_head)
 
     def _fill(self, part: Part) -> None:
-        """Read the part a block at a time: no more than one is held as it was before packing."""
-        names = self._expected(part)
-        for index in self._cut.blocks(part, self._checkpoint.blocks):
-            self._assign([name for name in names if block_of(name) == index])
-            if make := self._numerics.linear:
-                replace_linears(self._skeleton.model.layers[index], make)
-        self._assign([name for name in names if block_of(name) is None])
+        """Read a part, a module at a time: no more than one is held as it was before packing."""
+        by_module: dict[str, list[str]] = {}
+        for name in self._expected(part):
+            by_module.setdefault(name.rpartition(".")[0], []).append(name)
+        for path, names in by_module.items():
+            self._assign(path, names)
+            self._pack(path)
 
     def _expected(self, part: Part) -> list[str]:
         """The tensors that the architecture asks for, whatever else the files hold."""
@@ -171,19 +169,22 @@ class _Loader:
             if name not in shared and part_of(name, self._cut, self._checkpoint.blocks) is part
         ]
 
-    def _assign(self, names: list[str]) -> None:
-        by_dtype: dict[torch.dtype, list[str]] = {}
-        for name in names:
-            module = self._skeleton.get_submodule(name.rpartition(".")[0])
-            by_dtype.setdefault(self._numerics.read_as(module), []).append(name)
-        tensors: dict[str, torch.Tensor] = {}
-        for dtype, alike in by_dtype.items():
-            tensors |= self._checkpoint.load(alike, dtype, self._numerics.device)
+    def _assign(self, path: str, names: list[str]) -> None:
+        module = self._skeleton.get_submodule(path)
+        dtype, device = self._numerics.read_as(module), self._numerics.device
+        tensors = self._checkpoint.load(names, dtype, device)
+        own = {name.rpartition(".")[2]: tensor for name, tensor in tensors.items()}
         try:
-            self._skeleton.load_state_dict(tensors, strict=False, assign=True)
+            module.load_state_dict(own, assign=True)
         except RuntimeError as error:
             raise CheckpointError("a tensor's shape is not what config.json says") from error
-        self._skeleton.requires_grad_(False)
+        module.requires_grad_(False)
+
+    def _pack(self, path: str) -> None:
+        """Put what the numerics say in the place of a linear layer."""
+        module = self._skeleton.get_submodule(path)
+        if isinstance(module, nn.Linear) and (make := self._numerics.linear):
+            self._skeleton.set_submodule(path, make(module.weight, module.bias))
 
     def _assemble(self, part: Part) -> BlockRun:
         blocks = self._cut.blocks(part, self._checkpoint.blocks)
@@ -198,12 +199,3 @@ class _Loader:
             blocks, config.num_key_value_heads, head_dim, numerics.kv, numerics.device
         )
         return BlockRun(layers, rotary, kv_shape, numerics.states)
-
-
-def replace_linears(module: nn.Module, make: MakeLinear) -> None:
-    """Replace every `nn.Linear` inside `module` by what `make` makes of its weight and bias."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.Linear):
-            setattr(module, name, make(child.weight, child.bias))
-        else:
-            replace_linears(child, make)

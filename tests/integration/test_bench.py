@@ -58,3 +58,10 @@ def test_the_median_of_the_repeats_counts(at_most: bool, met: bool) -> None:
     assert told["ratios"]["r"]["value"] == 3.0
     assert told["ratios"]["r"]["met"] is met
     assert told["measured"] == [{"seen": 9.0}, {"seen": 3.0}, {"seen": 1.0}]
+
+
+def test_a_ratio_without_a_goal_is_told_and_not_judged() -> None:
+    outcome = Outcome(Comparison("c", (Ratio("r", None, "says"),), _never))
+    outcome.repeats = [({"r": 1.5}, {})]
+    told = outcome.as_json()["ratios"]["r"]
+    assert (told["value"], told["goal"], told["met"]) == (1.5, None, None)

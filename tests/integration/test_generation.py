@@ -96,6 +96,20 @@ async def test_drafts_change_no_token(tiny_llama: Path, tail: int, frame: int) -
 
 
 @pytest.mark.usefixtures("eager")
+async def test_in_int8_drafts_change_no_token_either(tiny_llama: Path) -> None:
+    greedy = SamplingSettings(max_new_tokens=40, ignore_eos=True)
+    int8 = ["model.weights=int8", "model.kv_cache=int8"]
+    told = []
+    for overrides in (int8, [*int8, *DRAFTS]):
+        async with running(tiny_llama, *overrides) as system:
+            generations = [system.client.generate(prompt, greedy) for prompt in REPETITIVE]
+            answers = await asyncio.gather(*(one.complete() for one in generations))
+        told.append([answer.tokens for answer in answers])
+    assert told[1] == told[0]
+    assert sum(answer.stats.drafted for answer in answers) > 0
+
+
+@pytest.mark.usefixtures("eager")
 async def test_drafts_of_a_model_change_no_token_whether_it_is_right_or_wrong(
     tiny_llama: Path, make_model: Callable[..., Path]
 ) -> None:

@@ -74,6 +74,13 @@ def test_what_is_written_is_what_is_loaded(file: Path) -> None:
         ("model:\n  head_blocks: 1.5\n", "model.head_blocks: Input should be a valid integer"),
         ("model:\n  device: tpu\n", "model.device: String should match"),
         ("model:\n  dtype: fp64\n", "'fp32', 'bf16' or 'fp16', found 'fp64'"),
+        ("model:\n  weights: int4\n", "model.weights: Input should be 'auto' or 'int8'"),
+        (
+            "model:\n  weights: int8\n  device: cuda\n",
+            "int8 weights and KV cache are for device cpu",
+        ),
+        ("model:\n  kv_cache: int8\n  device: cuda:1\n", "are for device cpu only"),
+        ("model:\n  kv_cache: int8\n  dtype: fp16\n", "are for dtype fp32 or bf16"),
         ("noise:\n  mode: loud\n", "'relative', 'std', 'mean_abs' or 'off', found 'loud'"),
         ("noise:\n  scale: .nan\n", "noise.scale"),
         ("broker:\n  clients: localhost\n", "broker.clients: String should match"),

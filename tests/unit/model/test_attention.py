@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fedsea_mq.model.attention import Span, StepLayout, span_attention
+from fedsea_mq.model.int8_rows import plain_quantise_rows
 from fedsea_mq.model.kv_cache import KVCache, KVShape
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 8
@@ -83,11 +84,22 @@ def test_packed_sessions_do_not_see_each_other(counts: list[int], compiled: bool
     assert packed.shape == (1, total, HEADS, HEAD_DIM)
 
 
+def stored_as(dtype: torch.dtype, states: torch.Tensor) -> torch.Tensor:
+    """`[heads, n, head_dim]` as a cache of that dtype holds it."""
+    if dtype is not torch.int8:
+        return states.to(dtype).float()
+    quantised, scales = plain_quantise_rows(states)
+    return quantised * scales
+
+
 @pytest.mark.parametrize("counts", [[1] * 8, [17, 1, 2, 20, 1]], ids=str)
-def test_a_bf16_cache_rounds_keys_and_values_and_nothing_else(counts: list[int]) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8], ids=str)
+def test_a_cache_rounds_keys_and_values_to_its_dtype_and_nothing_else(
+    counts: list[int], dtype: torch.dtype
+) -> None:
     total = sum(counts)
     query, key, value = draw(HEADS, total, 8), draw(KV_HEADS, total, 8), draw(2, total, 8) * 2
-    shape = KVShape(range(3, 5), KV_HEADS, HEAD_DIM, torch.bfloat16, "cpu")
+    shape = KVShape(range(3, 5), KV_HEADS, HEAD_DIM, dtype, "cpu")
     for compiled in (False, True):
         spans = [Span(KVCache(shape, 24), 0, count) for count in counts]
         packed, _ = span_attention(
@@ -99,7 +111,7 @@ def test_a_bf16_cache_rounds_keys_and_values_and_nothing_else(counts: list[int])
             scaling=HEAD_DIM**-0.5,
             layout=StepLayout.of(spans, compiled=compiled),
         )
-        rounded_key, rounded_value = (states.bfloat16().float() for states in (key, value))
+        rounded_key, rounded_value = (stored_as(dtype, states) for states in (key, value))
         at = 0
         for count in counts:
             rows = slice(at, at + count)
