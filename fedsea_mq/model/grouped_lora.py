@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import cast
 
 import torch
 from torch import nn
-from torch.nn.functional import dropout, linear
+from torch.nn.functional import linear
 
 from fedsea_mq.errors import AdapterError
 from fedsea_mq.model.lora import Adapter, LoraSettings, NamedBlocks, check_adapter
@@ -24,10 +25,15 @@ from fedsea_mq.model.lora import Adapter, LoraSettings, NamedBlocks, check_adapt
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """The next `count` rows are for `adapter`, or for the base weights alone."""
+    """The next `count` rows are for `adapter`, or for the base weights alone.
+
+    With a `seed` the adapter's dropout is applied, and its masks follow from the seed: not from
+    what else is in the pass.
+    """
 
     adapter: str | None
     count: int
+    seed: int | None = None
 
 
 class _Rows:
@@ -46,19 +52,36 @@ class LowRank:
     scaling: float
     dropout: float = 0.0
 
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        """`[rows, in]` to `[rows, out]`, computed in the dtype of the weights."""
+    def __call__(self, inputs: torch.Tensor, seed: int | None = None) -> torch.Tensor:
+        """`[rows, in]` to `[rows, out]`, computed in the dtype of the weights.
+
+        Dropout is applied if there is a seed.
+        """
         rows = inputs.to(self.a.dtype)
-        if self.dropout:
-            rows = dropout(rows, self.dropout)
+        if self.dropout and seed is not None:
+            rows = rows * dropout_mask(rows, self.dropout, seed)
         return linear(linear(rows, self.a), self.b) * self.scaling
+
+
+def dropout_mask(rows: torch.Tensor, rate: float, seed: int) -> torch.Tensor:
+    """0 with probability `rate`, else `1 / (1 - rate)`, like `rows`: as torch's dropout draws."""
+    generator = torch.Generator(rows.device).manual_seed(seed)
+    kept = 1.0 - rate
+    return torch.empty_like(rows).bernoulli_(kept, generator=generator).div_(kept)
+
+
+def layer_seed(seed: int, layer: str) -> int:
+    """The seed of one layer's mask, where `seed` is the segment's."""
+    digest = blake2b(f"{seed} {layer}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
 
 
 class GroupedLoraLinear(nn.Module):
     """A linear layer, plain or packed, and what adapters add to the rows that are theirs."""
 
-    def __init__(self, base: nn.Module, rows: _Rows) -> None:
+    def __init__(self, name: str, base: nn.Module, rows: _Rows) -> None:
         super().__init__()
+        self.name = name
         self.base = base
         self.in_features = int(cast(int, base.in_features))
         self.out_features = int(cast(int, base.out_features))
@@ -78,7 +101,8 @@ class GroupedLoraLinear(nn.Module):
     def _added(self, rows: torch.Tensor, segment: Segment) -> torch.Tensor:
         if segment.adapter is None:
             return rows.new_zeros((*rows.shape[:-1], self.out_features))
-        return self.adapters[segment.adapter](rows)
+        seed = None if segment.seed is None else layer_seed(segment.seed, self.name)
+        return self.adapters[segment.adapter](rows, seed)
 
 
 class GroupedLora:
@@ -93,7 +117,7 @@ class GroupedLora:
         self._names: set[str] = set()
         self._targets = frozenset(targets)
         self._layers = {
-            name: GroupedLoraLinear(base, self._rows)
+            name: GroupedLoraLinear(name, base, self._rows)
             for name, base in blocks.targets(targets).items()
         }
         for name, layer in self._layers.items():
@@ -124,7 +148,7 @@ class GroupedLora:
             self._rows.segments = before
 
     def add(self, name: str, adapter: Adapter, settings: LoraSettings) -> None:
-        """Put an adapter in: its tensors are held, not copied, and its dropout is always applied.
+        """Put an adapter in: its tensors are held, not copied; segments with a seed have dropout.
 
         Raises:
             AdapterError: the name is taken, DoRA, or targets, names or shapes of other layers.

@@ -16,17 +16,22 @@ from fedsea_mq.tasks.encoding import IGNORED, Encoded
 class Batch:
     """The lengths of the sequences, and where a trunk holds several adapters, whose each one is.
 
-    Raises `BatchMismatch` for an empty batch or sequence, or another number of adapters.
+    There, a sequence with a seed has dropout, whose masks follow from that seed.
+
+    Raises `BatchMismatch` for an empty batch or sequence, or another number of adapters or seeds.
     """
 
     lengths: tuple[int, ...]
     adapters: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 1:
             raise BatchMismatch("a batch has at least one sequence, a sequence one position")
         if self.adapters and len(self.adapters) != len(self.lengths):
             raise BatchMismatch(f"{len(self.lengths)} sequences of {len(self.adapters)} adapters")
+        if self.seeds and len(self.seeds) != len(self.lengths):
+            raise BatchMismatch(f"{len(self.lengths)} sequences with {len(self.seeds)} seeds")
 
     @property
     def total(self) -> int:

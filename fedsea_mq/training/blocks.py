@@ -1,8 +1,7 @@
-"""The blocks of one part in training: packed batches of whole sequences, no KV caches."""
+"""The blocks of head or tail in training: packed batches of whole sequences, no KV caches."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import partial
 from typing import cast
 
@@ -10,31 +9,24 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fedsea_mq.model.grouped_lora import GroupedLora, Segment
 from fedsea_mq.model.packed_attention import PackedLayout
 from fedsea_mq.model.parts import BlockRun
 from fedsea_mq.training.batch import Batch
 from fedsea_mq.training.seeds import DropoutStream
 from fedsea_mq.training.settings import TrainingSettings
 
+# Cosine and sine of the rotary embedding, `[1, positions, head_dim]` each.
+Rotation = tuple[torch.Tensor, torch.Tensor]
+
 
 class TrainedBlocks:
-    """Differentiable; `grouped` is told whose each sequence is, where several adapters are held."""
+    """Differentiable as a whole: a client has no other use for the thread meanwhile."""
 
-    def __init__(
-        self,
-        run: BlockRun,
-        settings: TrainingSettings,
-        dropout: DropoutStream,
-        grouped: GroupedLora | None = None,
-    ) -> None:
+    def __init__(self, run: BlockRun, settings: TrainingSettings, dropout: DropoutStream) -> None:
         self.dropout = dropout
-        self.autocast = partial(
-            torch.autocast, settings.device, torch.bfloat16, enabled=settings.dtype == "bf16"
-        )
+        self.autocast = autocast(settings)
         self._run = run
         self._recomputes = settings.recomputes
-        self._grouped = grouped
 
     def __call__(self, inputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         """`[total, hidden]` to `[total, hidden]`, fp32."""
@@ -44,7 +36,7 @@ class TrainedBlocks:
         with self.dropout.next_pass(), self.autocast():
             rotation = self._run.rotary(packed, batch.positions(inputs.device)[None])
             for layer in self._run.layers:
-                step = partial(_run_layer, layer, batch, rotation, self._grouped)
+                step = partial(run_layer, layer, batch.lengths, rotation)
                 if self._recomputes:
                     # The graph holds the states between layers only.
                     packed = checkpoint(step, packed, use_reentrant=False)
@@ -53,19 +45,16 @@ class TrainedBlocks:
         return packed[0]
 
 
-def _run_layer(
-    layer: nn.Module,
-    batch: Batch,
-    rotation: tuple[torch.Tensor, torch.Tensor],
-    grouped: GroupedLora | None,
-    packed: torch.Tensor,
+def autocast(settings: TrainingSettings) -> partial[torch.autocast]:
+    """What products are computed in, as a maker of contexts."""
+    return partial(
+        torch.autocast, settings.device, torch.bfloat16, enabled=settings.dtype == "bf16"
+    )
+
+
+def run_layer(
+    layer: nn.Module, lengths: tuple[int, ...], rotation: Rotation, packed: torch.Tensor
 ) -> torch.Tensor:
-    # Told for each layer anew: one that is recomputed runs after other batches have passed.
-    with nullcontext() if grouped is None else grouped.told(_segments(batch)):
-        layout = PackedLayout(batch.lengths)
-        return cast(torch.Tensor, layer(packed, position_embeddings=rotation, layout=layout))
-
-
-def _segments(batch: Batch) -> list[Segment]:
-    named = zip(batch.adapters, batch.lengths, strict=True)
-    return [Segment(name, length) for name, length in named]
+    """`[1, total, hidden]` of sequences of these lengths through one block."""
+    layout = PackedLayout(lengths)
+    return cast(torch.Tensor, layer(packed, position_embeddings=rotation, layout=layout))

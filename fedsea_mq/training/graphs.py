@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
@@ -20,12 +21,24 @@ class Graph:
     outputs: torch.Tensor
 
 
-class Graphs:
+class Waiting(Protocol):
+    """A forward pass, whatever it keeps for its gradient."""
+
+    @property
+    def batch(self) -> Batch:
+        """The sequences that it ran over."""
+        ...
+
+
+G = TypeVar("G", bound=Waiting)
+
+
+class Graphs(Generic[G]):
     """Holds graphs of at most `max_positions` in all, which bounds the memory that they take."""
 
     def __init__(self, max_positions: int) -> None:
         self._max_positions = max_positions
-        self._held: dict[Hashable, Graph] = {}
+        self._held: dict[Hashable, G] = {}
 
     @property
     def positions(self) -> int:
@@ -47,11 +60,11 @@ class Graphs:
                 f"for, the limit is {self._max_positions}"
             )
 
-    def keep(self, ticket: Hashable, graph: Graph) -> None:
+    def keep(self, ticket: Hashable, graph: G) -> None:
         """Hold a graph until it is taken, dropped or outdated."""
         self._held[ticket] = graph
 
-    def get(self, ticket: Hashable) -> Graph:
+    def get(self, ticket: Hashable) -> G:
         """The graph of a ticket.
 
         Raises:

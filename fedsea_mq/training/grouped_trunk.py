@@ -1,4 +1,4 @@
-"""The trunk of the `hierarchical` strategy: an adapter a client over one copy of the weights."""
+"""The trunk in training: an adapter a client, or one for all, over one copy of the weights."""
 
 from __future__ import annotations
 
@@ -13,73 +13,109 @@ from fedsea_mq.errors import AdapterError, BatchMismatch
 from fedsea_mq.model.grouped_lora import GroupedLora
 from fedsea_mq.model.lora import Adapter, check_adapter, shapes
 from fedsea_mq.training.batch import Batch
+from fedsea_mq.training.graphs import Graphs
 from fedsea_mq.training.seeds import derived_seed
 from fedsea_mq.training.settings import TrainingSettings
-from fedsea_mq.training.ticketed_pass import TicketedPass
+from fedsea_mq.training.sliced_blocks import SlicedBlocks, SlicedPass, Slices
+from fedsea_mq.training.state import PartState
 from fedsea_mq.training.trained_adapter import TrainedAdapter
 
 
 class GroupedTrunk:
-    """Runs all clients' sequences in one pass, each over its client's adapter.
+    """Runs several clients' sequences in one pass, each over the adapter that its batch names.
 
-    `adapters` are by name, each with an optimiser of its own; a batch names one a sequence. A
-    gradient of nothing but zeros for the rows of a client that did not answer leaves it unlearned:
-    then its adapter is not stepped but told to `forget`.
+    `adapters` are by name, each with an optimiser of its own. Passes come in slices, for the thread
+    may have other work too; one is under way at a time. A gradient of nothing but zeros for the
+    rows of a client that did not answer leaves it unlearned: then its adapter is not stepped but
+    told to `forget`. Without `grouped` the trunk is not trained: adapters have no tensors, and
+    gradients pass.
     """
 
     def __init__(
-        self, passes: TicketedPass, grouped: GroupedLora, settings: TrainingSettings, hidden: int
+        self,
+        blocks: SlicedBlocks,
+        grouped: GroupedLora | None,
+        settings: TrainingSettings,
+        hidden: int,
     ) -> None:
         self.adapters: dict[str, TrainedAdapter] = {}
-        self.dropout = passes.blocks.dropout
-        self._passes = passes
+        self.graphs: Graphs[SlicedPass] = Graphs(settings.max_positions)
+        self._blocks = blocks
         self._grouped = grouped
         self._settings = settings
-        self._lora = settings.lora
         self._hidden = hidden
 
     def add(self, name: str, adapter: Adapter | None = None) -> None:
-        """Hold another client's adapter: a copy of this one, or as peft begins one.
+        """Hold another adapter: a copy of this one, or as peft begins one.
 
         Raises:
             AdapterError: the name is taken, or names or shapes are not those of this trunk.
         """
-        weights = _Weights(self._grouped.shapes(self._lora.rank), self._settings)
+        lora, grouped = self._settings.lora, self._grouped
+        if name in self.adapters:
+            raise AdapterError("an adapter of this name is held already")
+        weights = _Weights({} if grouped is None else grouped.shapes(lora.rank), self._settings)
         if adapter is not None:
             weights.load(adapter)
-        self._grouped.add(name, weights.parameters(), self._lora)
-        outdate = partial(self._passes.graphs.outdate, name)
+        if grouped is not None:
+            grouped.add(name, weights.parameters(), lora)
+        outdate = partial(self.graphs.outdate, name)
         self.adapters[name] = TrainedAdapter(weights, self._settings.optimizer, outdate)
 
     def remove(self, name: str) -> None:
-        """Let go of a client's adapter, of its optimiser and of the passes over it."""
-        self._passes.graphs.outdate(name)
-        self._grouped.remove(name)
+        """Let go of an adapter, of its optimiser and of the passes over it."""
+        self.graphs.outdate(name)
+        if self._grouped is not None:
+            self._grouped.remove(name)
         self.adapters.pop(name, None)
 
     def forward(
         self, ticket: Hashable, states: torch.Tensor, batch: Batch, *, wants_gradient: bool = True
-    ) -> torch.Tensor:
-        """As `TrunkStep.forward`; also raises `AdapterError` for an adapter that is not held."""
+    ) -> Slices[torch.Tensor]:
+        """`[total, hidden]` to `[total, hidden]`, fp32 and of no graph.
+
+        The pass waits for its gradient under `ticket`, unless none is wanted.
+
+        Raises:
+            BatchMismatch: `states` are not the batch's, or it does not say whose sequences are.
+            AdapterError: an adapter that is not held.
+            TicketInUse: a pass under this ticket waits for its gradient.
+            Busy: too many positions wait for their gradients.
+        """
         batch.check_rows("states", states, self._hidden)
         if not batch.adapters:
             raise BatchMismatch("a trunk of several adapters must be told whose each sequence is")
         if not set(batch.adapters) <= self.adapters.keys():
             raise AdapterError("a batch of an adapter that is not held")
-        return self._passes.forward(
-            ticket, states, batch, trains=True, wants_gradient=wants_gradient
+        if wants_gradient:
+            self.graphs.check_room(ticket, batch)
+        outputs, waiting = yield from self._blocks.forward(
+            states, batch, keeps_graph=wants_gradient
         )
+        if wants_gradient:
+            self.graphs.keep(ticket, waiting)
+        return outputs
 
-    def backward(self, ticket: Hashable, gradient: torch.Tensor) -> torch.Tensor | None:
-        """As `TrunkStep.backward`."""
-        return self._passes.backward(ticket, gradient)
+    def backward(self, ticket: Hashable, gradient: torch.Tensor) -> Slices[torch.Tensor]:
+        """Add to the adapters' gradients; give the gradient by the states, `[total, hidden]`.
+
+        `gradient` is `[total, hidden]`, of the loss by the outputs. The ticket is spent.
+
+        Raises:
+            TicketUnknown: no pass waits under it, or a step was taken since.
+            BatchMismatch: `gradient` has not the outputs' shape; the pass goes on waiting.
+        """
+        waiting = self.graphs.get(ticket)
+        waiting.batch.check_rows("gradient", gradient, waiting.hidden)
+        self.graphs.drop(ticket)
+        return (yield from self._blocks.backward(waiting, gradient))
 
     def drop(self, ticket: Hashable) -> None:
         """Give up a pass whose gradients will not come."""
-        self._passes.graphs.drop(ticket)
+        self.graphs.drop(ticket)
 
-    def average(self, weights: Mapping[str, float]) -> None:
-        """Replace the named adapters by their weighted mean; optimisers keep their state.
+    def average(self, weights: Mapping[str, float]) -> dict[str, torch.Tensor]:
+        """The weighted mean of the named adapters.
 
         Raises:
             AdapterError: an adapter that is not held, or weights that are negative or all zero.
@@ -94,12 +130,31 @@ class GroupedTrunk:
             for tensor, value in self.adapters[name].tensors().items():
                 part = value * (weight / total)
                 mean[tensor] = mean[tensor] + part if tensor in mean else part
-        for name in weights:
-            self.adapters[name].load(mean)
+        return mean
+
+    def state(self) -> PartState:
+        """A copy of all that training changes; dropout follows from the batches' seeds.
+
+        Raises:
+            CheckpointError: gradients wait for their step.
+        """
+        return PartState(0, {name: adapter.state() for name, adapter in self.adapters.items()})
+
+    def restore(self, state: PartState) -> None:
+        """Hold the adapters of `state` and no others, and go on exactly from there.
+
+        Raises:
+            AdapterError, CheckpointError: an adapter of another trunk.
+        """
+        for name in list(self.adapters):
+            self.remove(name)
+        for name, adapter in state.adapters.items():
+            self.add(name)
+            self.adapters[name].restore(adapter)
 
 
 class _Weights:
-    """The tensors of one client's adapter, drawn as peft draws them."""
+    """The tensors of one adapter, drawn as peft draws them."""
 
     def __init__(
         self, of_shapes: Mapping[str, tuple[int, ...]], settings: TrainingSettings

@@ -14,7 +14,8 @@ from fedsea_mq.training.graphs import Graphs
 from fedsea_mq.training.grouped_trunk import GroupedTrunk
 from fedsea_mq.training.seeds import DropoutStream, derived_seed
 from fedsea_mq.training.settings import TrainingSettings
-from fedsea_mq.training.split_step import HeadStep, TailStep, TrunkStep
+from fedsea_mq.training.sliced_blocks import SlicedBlocks
+from fedsea_mq.training.split_step import HeadStep, TailStep
 from fedsea_mq.training.ticketed_pass import TicketedPass
 from fedsea_mq.training.trained_adapter import TrainedAdapter
 
@@ -34,39 +35,31 @@ def load_trained_client(
     )
 
 
-def load_trained_trunk(checkpoint: Checkpoint, cut: Cut, settings: TrainingSettings) -> TrunkStep:
-    """The trunk with one adapter. Raises what `Checkpoint.load` raises."""
-    run = load_trunk(checkpoint, cut, settings.numerics)
-    passes = _passes(run, settings, Part.TRUNK)
-    return TrunkStep(passes, _adapter(run, passes, settings, Part.TRUNK), checkpoint.hidden)
-
-
 def load_grouped_trunk(
     checkpoint: Checkpoint, cut: Cut, settings: TrainingSettings
 ) -> GroupedTrunk:
-    """The trunk with an adapter a client, none yet. Raises what `Checkpoint.load` raises."""
-    run = load_trunk(checkpoint, cut, settings.numerics)
-    grouped = GroupedLora(NamedBlocks.of(run), settings.lora.targets)
-    return grouped_trunk(run, grouped, settings, checkpoint.hidden)
+    """The trunk, with no adapter yet. Raises what `Checkpoint.load` raises."""
+    return grouped_trunk(
+        load_trunk(checkpoint, cut, settings.numerics), settings, checkpoint.hidden
+    )
 
 
-def grouped_trunk(
-    run: BlockRun, grouped: GroupedLora, settings: TrainingSettings, hidden: int
-) -> GroupedTrunk:
+def grouped_trunk(run: BlockRun, settings: TrainingSettings, hidden: int) -> GroupedTrunk:
     """Train adapters on blocks that may be serving sessions as well, on the same thread.
 
     Gradients must pass: the blocks' linear layers are plain ones.
     """
-    return GroupedTrunk(_passes(run, settings, Part.TRUNK, grouped), grouped, settings, hidden)
+    grouped = None
+    if Part.TRUNK in settings.parts:
+        grouped = GroupedLora(NamedBlocks.of(run), settings.lora.targets)
+    return GroupedTrunk(SlicedBlocks(run, settings, grouped), grouped, settings, hidden)
 
 
-def _passes(
-    run: BlockRun, settings: TrainingSettings, part: Part, grouped: GroupedLora | None = None
-) -> TicketedPass:
+def _passes(run: BlockRun, settings: TrainingSettings, part: Part) -> TicketedPass:
     seed = derived_seed(settings.seed, "dropout", str(part))
     dropout = DropoutStream(seed, torch.device(settings.device))
     run.train()
-    blocks = TrainedBlocks(run, settings, dropout, grouped)
+    blocks = TrainedBlocks(run, settings, dropout)
     return TicketedPass(blocks, Graphs(settings.max_positions))
 
 

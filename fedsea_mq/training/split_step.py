@@ -1,14 +1,14 @@
 """One training step in three parts: tensors in, tensors out, and gradients back.
 
     states = head.forward(ticket, ids, batch)         # the caller adds noise to the states
-    outputs = trunk.forward(ticket, states, batch)
+    outputs = finish(trunk.forward(ticket, states, batch))     # see `grouped_trunk`
     learned = tail.learn(outputs, batch, labels)
-    gradient = trunk.backward(ticket, learned.gradient)
+    gradient = finish(trunk.backward(ticket, learned.gradient))
     head.backward(ticket, gradient)
-    parts = (head, trunk, tail)
-    factor = clip_factor((part.adapter.squared_norm() for part in parts), max_norm)
-    for part in parts:
-        part.adapter.step(factor)
+    adapters = (head.adapter, trunk.adapters[name], tail.adapter)
+    factor = clip_factor((adapter.squared_norm() for adapter in adapters), max_norm)
+    for adapter in adapters:
+        adapter.step(factor)
 
 Several forward and backward passes before one step accumulate gradients; the losses are then means
 over the answer tokens of all of them (`tail.learn`, `answer_tokens`). A ticket names one batch, and
@@ -37,7 +37,7 @@ from fedsea_mq.training.trained_adapter import TrainedAdapter
 
 
 class _Part:
-    """What the three have in common: one adapter, and dropout's random numbers."""
+    """What the two have in common: one adapter, and dropout's random numbers."""
 
     def __init__(self, adapter: TrainedAdapter, dropout: DropoutStream) -> None:
         self.adapter = adapter
@@ -67,7 +67,12 @@ class HeadStep(_Part):
     def forward(self, ticket: Hashable, ids: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Token ids `[total]` to states `[total, hidden]`, fp32 and of no graph.
 
-        Raises as `TrunkStep.forward` does.
+        The pass waits for its gradient under `ticket`, if there is anything to train.
+
+        Raises:
+            BatchMismatch: `ids` are not the batch's.
+            TicketInUse: a pass under this ticket waits for its gradient.
+            Busy: too many positions wait for their gradients.
         """
         batch.check_rows("token ids", ids)
         states = self._embedding(ids).float()
@@ -78,56 +83,11 @@ class HeadStep(_Part):
     def backward(self, ticket: Hashable, gradient: torch.Tensor) -> None:
         """Add to the adapter's gradients; `gradient` `[total, hidden]` is that by the states.
 
-        Raises as `TrunkStep.backward` does.
+        Raises:
+            TicketUnknown: no pass waits under the ticket, or a step was taken since.
+            BatchMismatch: `gradient` has not the states' shape; the pass goes on waiting.
         """
         self._passes.backward(ticket, gradient)
-
-    def drop(self, ticket: Hashable) -> None:
-        """Give up a pass whose gradient will not come."""
-        self._passes.graphs.drop(ticket)
-
-
-class TrunkStep(_Part):
-    """The middle blocks with one adapter; what several clients share is one batch of them all."""
-
-    def __init__(self, passes: TicketedPass, adapter: TrainedAdapter, hidden: int) -> None:
-        super().__init__(adapter, passes.blocks.dropout)
-        self._passes = passes
-        self._hidden = hidden
-
-    def forward(
-        self,
-        ticket: Hashable,
-        states: torch.Tensor,
-        batch: Batch,
-        *,
-        wants_gradient: bool = True,
-    ) -> torch.Tensor:
-        """`[total, hidden]` to `[total, hidden]`, fp32 and of no graph.
-
-        The pass waits for its gradient under `ticket`, unless there is nothing to train and the
-        sender wants no gradient of its states.
-
-        Raises:
-            BatchMismatch: `states` are not the batch's.
-            TicketInUse: a pass under this ticket waits for its gradient.
-            Busy: too many positions wait for their gradients.
-        """
-        batch.check_rows("states", states, self._hidden)
-        return self._passes.forward(
-            ticket, states, batch, trains=self.adapter.trains, wants_gradient=wants_gradient
-        )
-
-    def backward(self, ticket: Hashable, gradient: torch.Tensor) -> torch.Tensor | None:
-        """Add to the adapter's gradients; give the gradient by the states, if it is wanted.
-
-        `gradient` is `[total, hidden]`, of the loss by the outputs. The ticket is spent.
-
-        Raises:
-            TicketUnknown: no pass waits under it, or a step was taken since.
-            BatchMismatch: `gradient` has not the outputs' shape; the pass goes on waiting.
-        """
-        return self._passes.backward(ticket, gradient)
 
     def drop(self, ticket: Hashable) -> None:
         """Give up a pass whose gradient will not come."""

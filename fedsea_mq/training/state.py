@@ -26,7 +26,7 @@ _KINDS: Final = ("adapter", "moments")
 
 
 class Resumable(Protocol):
-    """A part in training: head, trunk, tail, or a trunk of several adapters."""
+    """Head or tail in training."""
 
     @property
     def dropout(self) -> DropoutStream:
@@ -39,7 +39,7 @@ class Resumable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PartState:
-    """Forward passes made, which is where dropout stands, and the state of each adapter."""
+    """The state of each adapter, and the forward passes made, where dropout follows from those."""
 
     draws: int
     adapters: Mapping[str, AdapterState]

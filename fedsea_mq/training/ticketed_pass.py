@@ -14,7 +14,7 @@ from fedsea_mq.training.graphs import Graph, Graphs
 class TicketedPass:
     """Runs batches through the blocks of a part and keeps their graphs."""
 
-    def __init__(self, blocks: TrainedBlocks, graphs: Graphs) -> None:
+    def __init__(self, blocks: TrainedBlocks, graphs: Graphs[Graph]) -> None:
         self.blocks = blocks
         self.graphs = graphs
 

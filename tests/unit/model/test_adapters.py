@@ -37,7 +37,7 @@ KINDS: dict[str, tuple[dict[str, Any], LoraSettings, frozenset[Part]]] = {
         LoraSettings(4, 32, targets=("q_proj", "k_proj", "up_proj", "down_proj"), rslora=True),
         frozenset(Part),
     ),
-    "dora": ({}, LoraSettings(dora=True), frozenset(Part)),
+    "dora": ({}, LoraSettings(dora=True), frozenset({Part.HEAD, Part.TAIL})),
     "head and tail": ({}, LoraSettings(), frozenset({Part.HEAD, Part.TAIL})),
 }
 

@@ -13,18 +13,31 @@ from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.partition import Cut
 from fedsea_mq.tasks.encoding import Encoded
 from fedsea_mq.training.batch import Batch, Packed
-from fedsea_mq.training.load import load_trained_client, load_trained_trunk
+from fedsea_mq.training.grouped_trunk import GroupedTrunk
+from fedsea_mq.training.load import load_grouped_trunk, load_trained_client
 from fedsea_mq.training.optimizer import clip_factor
+from fedsea_mq.training.seeds import derived_seed
 from fedsea_mq.training.settings import TrainingSettings
-from fedsea_mq.training.split_step import HeadStep, TailStep, TrunkStep
+from fedsea_mq.training.sliced_blocks import finish
+from fedsea_mq.training.split_step import HeadStep, TailStep
+
+ADAPTER = "default"
+
+
+def adapted(batch: Batch, adapter: str = ADAPTER, seed: int | None = None) -> Batch:
+    """The batch as the trunk takes it; with a seed, each sequence has dropout of its own."""
+    count = len(batch.lengths)
+    seeds = () if seed is None else tuple(derived_seed(seed, n) for n in range(count))
+    return Batch(batch.lengths, (adapter,) * count, seeds)
 
 
 @dataclass
 class SplitTraining:
     head: HeadStep
-    trunk: TrunkStep
+    trunk: GroupedTrunk
     tail: TailStep
     max_norm: float
+    passes: int = 0
 
     @classmethod
     def load(
@@ -32,11 +45,13 @@ class SplitTraining:
     ) -> SplitTraining:
         checkpoint = Checkpoint.open(str(folder))
         head, tail = load_trained_client(checkpoint, cut, settings)
-        return cls(head, load_trained_trunk(checkpoint, cut, settings), tail, max_norm)
+        trunk = load_grouped_trunk(checkpoint, cut, settings)
+        trunk.add(ADAPTER)
+        return cls(head, trunk, tail, max_norm)
 
     @property
     def adapters(self) -> list:
-        return [self.head.adapter, self.trunk.adapter, self.tail.adapter]
+        return [self.head.adapter, self.trunk.adapters[ADAPTER], self.tail.adapter]
 
     def adapter(self) -> dict[str, torch.Tensor]:
         """Of the three parts together."""
@@ -46,8 +61,10 @@ class SplitTraining:
         """Forward and backward through all parts; the loss."""
         states = self.head.forward(ticket, packed.ids, packed.batch)
         wants = self.head.wants_gradient
-        outputs = self.trunk.forward(ticket, states, packed.batch, wants_gradient=wants)
-        passes_on = wants or self.trunk.adapter.trains
+        passes_on = wants or self.trunk.adapters[ADAPTER].trains
+        batch = adapted(packed.batch, seed=self.passes)
+        self.passes += 1
+        outputs = finish(self.trunk.forward(ticket, states, batch, wants_gradient=passes_on))
         learned = self.tail.learn(
             outputs,
             packed.batch,
@@ -57,9 +74,8 @@ class SplitTraining:
         )
         if passes_on:
             assert learned.gradient is not None
-            gradient = self.trunk.backward(ticket, learned.gradient)
+            gradient = finish(self.trunk.backward(ticket, learned.gradient))
             if wants:
-                assert gradient is not None
                 self.head.backward(ticket, gradient)
         return learned.loss
 
@@ -68,8 +84,8 @@ class SplitTraining:
         """`[positions, vocab]` of one sequence, by way of the tail's own layers."""
         batch = Batch((len(ids),))
         states = self.head.forward("logits", torch.tensor(ids), batch)
-        outputs = self.trunk.forward("logits", states, batch)
-        self.trunk.drop("logits")
+        run = self.trunk.forward("logits", states, adapted(batch), wants_gradient=False)
+        outputs = finish(run)
         self.head.drop("logits")
         return self.tail.logits(outputs, batch, torch.arange(len(ids)))
 

@@ -17,24 +17,30 @@ from fedsea_mq.training.batch import Batch
 from fedsea_mq.training.grouped_trunk import GroupedTrunk
 from fedsea_mq.training.load import load_grouped_trunk
 from fedsea_mq.training.settings import OptimizerSettings, Schedule, TrainingSettings
+from fedsea_mq.training.sliced_blocks import finish
 from fedsea_mq.training.state import STATE, read_state, restore, state_of, write_state
-from tests.unit.training.split_training import SplitTraining
+from tests.unit.training.split_training import ADAPTER, SplitTraining
 from tests.unit.training.unsplit import samples
 
 CUT = Cut(1, 1)
 SETTINGS = TrainingSettings(
-    LoraSettings(dropout=0.2, dora=True),
+    LoraSettings(dropout=0.2),
     optimizer=OptimizerSettings(1e-2, 0.1, Schedule.COSINE, warmup_steps=2, total_steps=8),
     seed=5,
 )
 
 
-def parts(split: SplitTraining) -> dict:
-    return {"head": split.head, "trunk": split.trunk, "tail": split.tail}
-
-
 def save(split: SplitTraining, folder: Path) -> None:
-    write_state(folder, {name: state_of(part) for name, part in parts(split).items()})
+    ends = {"head": state_of(split.head), "tail": state_of(split.tail)}
+    write_state(folder, {**ends, "trunk": split.trunk.state()})
+
+
+def resume(split: SplitTraining, folder: Path, passes: int) -> None:
+    states = read_state(folder)
+    restore(split.head, states["head"])
+    restore(split.tail, states["tail"])
+    split.trunk.restore(states["trunk"])
+    split.passes = passes  # its seeds follow from what was done
 
 
 def run(split: SplitTraining, steps: range) -> list[float]:
@@ -53,8 +59,7 @@ def test_resumed_training_is_the_training_that_was_not_stopped(
     # When parts that began otherwise take up the state.
     resumed = SplitTraining.load(tiny_llama, CUT, replace(SETTINGS))
     run(resumed, range(90, 92))
-    for name, state in read_state(tmp_path / "saved").items():
-        restore(parts(resumed)[name], state)
+    resume(resumed, tmp_path / "saved", passes=2 * stop)
     # Then losses and adapters are the same in each bit.
     assert run(resumed, range(stop, 7)) == expected
     theirs = whole.adapter()
@@ -73,18 +78,21 @@ def test_a_trunk_of_several_adapters_is_resumed_too(tiny_llama: Path, tmp_path: 
 
     def step(trunk: GroupedTrunk, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        trunk.forward("", torch.randn(7, 64, generator=generator), Batch((3, 4), names))
-        trunk.backward("", torch.randn(7, 64, generator=generator))
+        batch = Batch((3, 4), names, (seed, seed + 1))
+        finish(trunk.forward("", torch.randn(7, 64, generator=generator), batch))
+        finish(trunk.backward("", torch.randn(7, 64, generator=generator)))
         for name in names[: 1 + seed % 2]:
             trunk.adapters[name].step(1.0)
         for name in names[1 + seed % 2 :]:
             trunk.adapters[name].forget()
 
     whole, resumed = load(), load()
+    resumed.add("who was not there")
     for seed in range(3):
         step(whole, seed)
-    write_state(tmp_path / "saved", {"trunk": state_of(whole)})
-    restore(resumed, read_state(tmp_path / "saved")["trunk"])
+    write_state(tmp_path / "saved", {"trunk": whole.state()})
+    resumed.restore(read_state(tmp_path / "saved")["trunk"])
+    assert resumed.adapters.keys() == set(names)
     for seed in range(3, 6):
         step(whole, seed)
         step(resumed, seed)
@@ -136,7 +144,8 @@ def test_states_that_do_not_fit_or_are_damaged_are_refused(
 
 def test_gradients_that_wait_for_their_step_are_not_lost_in_silence(tiny_llama: Path) -> None:
     split = SplitTraining.load(tiny_llama, CUT, SETTINGS)
-    split.trunk.forward("", torch.randn(7, 64), Batch((7,)))
-    split.trunk.backward("", torch.randn(7, 64))
+    batch = Batch((7,), (ADAPTER,))
+    finish(split.trunk.forward("", torch.randn(7, 64), batch))
+    finish(split.trunk.backward("", torch.randn(7, 64)))
     with pytest.raises(CheckpointError):
-        state_of(split.trunk)
+        split.trunk.state()
