@@ -4,6 +4,8 @@ The trunk's work runs through its blocks, a client's through its head or its tai
 names its forward pass, and all work of one kind in a step shares one pass. The event loop never
 computes, and the thread never waits for the loop while there is work: it plans its own steps, and
 hands results over as each pass ends.
+
+Beside steps it runs work in slices, training's: at once where no step is ready, else in turns.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,11 +24,12 @@ from typing import Any, Final, Generic, Self, TypeVar
 
 import torch
 
-from fedsea_mq.errors import DeadlineExceeded, NotRunning
+from fedsea_mq.errors import Busy, DeadlineExceeded, NotRunning
 from fedsea_mq.model.attention import Span
 from fedsea_mq.serving.arrivals import Arrivals
 from fedsea_mq.serving.scheduler import Owner, Scheduler, Share, StepLimits
 from fedsea_mq.serving.step_cost import StepCost
+from fedsea_mq.serving.turns import Turns
 
 R = TypeVar("R")
 # A packed `[total, ...]` input and its spans to one output a span.
@@ -75,6 +79,17 @@ class Work(Generic[R]):
         return self.finish(self._outputs) if last else None
 
 
+@dataclass(slots=True, eq=False)
+class SlicedWork(Generic[R]):
+    """Work that yields between its slices and returns its result; works do not overlap.
+
+    `settle` is called once on the event loop, with the result or the exception.
+    """
+
+    slices: Generator[None, None, R]
+    settle: Callable[[R | Exception], None]
+
+
 @dataclass(slots=True)
 class StepStats:
     """Running totals of a batcher, for status and reports."""
@@ -91,16 +106,28 @@ class Batcher:
     """Runs work in steps; use it with `async with`, submit with `run`.
 
     It occupies the executor's thread while it runs. `max_wait_s` bounds how long a step waits for
-    sessions that are on their way; it never waits longer than a step's fixed cost.
+    sessions that are on their way; it never waits longer than a step's fixed cost. `clock` tells
+    how long steps and slices take.
     """
 
-    def __init__(self, executor: Executor, limits: StepLimits, *, max_wait_s: float = 0.01) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        limits: StepLimits,
+        *,
+        max_wait_s: float = 0.01,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._executor = executor
+        self._limits = limits
         self._max_wait_s = max_wait_s
+        self._clock = clock
         # Guards all that follows; notified when the thread may have something new to do.
         self._changed = threading.Condition()
         self._scheduler: Scheduler[Work[Any]] = Scheduler(limits)
         self._arrivals = Arrivals()
+        self._sliced: deque[SlicedWork[Any]] = deque()
+        self._turns = Turns()
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread_done: asyncio.Future[None] | None = None
@@ -167,6 +194,21 @@ class Batcher:
             if was_idle or not self._arrivals.any_on_the_way:
                 self._changed.notify()
 
+    def submit_slices(self, work: SlicedWork[Any]) -> None:
+        """Queue work that runs in slices, after all such work that was queued before.
+
+        Raises:
+            NotRunning: the batcher was not entered, or was left.
+            Busy: as much work waits as may.
+        """
+        with self._changed:
+            if self._loop is None or self._stopping:
+                raise NotRunning("the compute loop is not running")
+            if len(self._sliced) >= self._limits.max_waiting:
+                raise Busy("as much work waits as may", self._limits.retry_after_s)
+            self._sliced.append(work)
+            self._changed.notify()
+
     def session_left(self, session: bytes) -> None:
         """Expect nothing more of a session; its work that waits fails with `NotRunning`."""
         with self._changed:
@@ -186,29 +228,52 @@ class Batcher:
             with self._changed:
                 self._stopping = True
                 waiting = self._scheduler.remove(lambda _: True)
+                sliced, self._sliced = list(self._sliced), deque()
             begun = [share.work for share in self._computing]
             stopped = NotRunning("the compute loop was stopped")
-            self._tell(_settle_all, [(work, stopped) for work in (*begun, *waiting)])
+            self._tell(_settle_all, [(work, stopped) for work in (*begun, *waiting, *sliced)])
 
     def _run_until_stopped(self) -> None:
-        while (step := self._next_step()) is not None:
-            self._computing, started = step, time.monotonic()
-            *passes, last = _by_forward(step)
-            for shares in passes:
-                self._hand_over(shares, _compute(shares))
-            outcomes = _compute(last)
-            self._account(step, time.monotonic() - started)
-            self._hand_over(last, outcomes)
-            self._computing = ()
+        while (turn := self._next_turn()) is not None:
+            if isinstance(turn, SlicedWork):
+                self._run_slice(turn)
+            else:
+                self._run_step(turn)
 
-    def _next_step(self) -> list[Share[Work[Any]]] | None:
-        """Wait for the next step to start; None to stop."""
+    def _run_step(self, step: list[Share[Work[Any]]]) -> None:
+        self._computing, started = step, self._clock()
+        *passes, last = _by_forward(step)
+        for shares in passes:
+            self._hand_over(shares, _compute(shares))
+        outcomes = _compute(last)
+        seconds = self._clock() - started
+        self._account(step, seconds)
+        self._turns.step_took(seconds)
+        self._hand_over(last, outcomes)
+        self._computing = ()
+
+    def _run_slice(self, work: SlicedWork[Any]) -> None:
+        started = self._clock()
+        ended, outcome = _slice(work)
+        seconds = self._clock() - started
+        self._turns.slice_took(seconds)
+        self.stats.busy_s += seconds
+        if ended:
+            with self._changed:
+                self._sliced.popleft()
+            self._tell(_settle_all, [(work, outcome)])
+
+    def _next_turn(self) -> list[Share[Work[Any]]] | SlicedWork[Any] | None:
+        """Wait for the next step or slice to start; None to stop."""
         with self._changed:
             ready_since: float | None = None
             while not self._stopping:
                 now = time.monotonic()
                 self._expire(now)
-                if not len(self._scheduler):
+                step_ready = len(self._scheduler) > 0
+                if self._sliced and self._turns.slice_may_run(step_ready=step_ready):
+                    return self._sliced[0]
+                if not step_ready:
                     ready_since = None
                     self._changed.wait()
                     continue
@@ -268,6 +333,17 @@ class Batcher:
         self.stats.busy_s += seconds
 
 
+def _slice(work: SlicedWork[Any]) -> tuple[bool, Any]:
+    """Run one slice: whether it was the last, and then the result or the exception."""
+    try:
+        next(work.slices)
+    except StopIteration as done:
+        return True, done.value
+    except Exception as error:  # noqa: BLE001 - handed to whose work it was
+        return True, error
+    return False, None
+
+
 def _by_forward(step: Sequence[Share[Work[Any]]]) -> list[list[Share[Work[Any]]]]:
     groups: dict[Forward, list[Share[Work[Any]]]] = {}
     for share in step:
@@ -304,7 +380,7 @@ def _take(share: Share[Work[Any]], output: torch.Tensor) -> Any:
     return _attempt(lambda: share.work.add(output, last=share.completes))
 
 
-def _settle_all(done: Sequence[tuple[Work[Any], Any]]) -> None:
+def _settle_all(done: Sequence[tuple[Work[Any] | SlicedWork[Any], Any]]) -> None:
     """Hand every outcome to whom it concerns; what one of them makes of it is its own affair."""
     loop = asyncio.get_running_loop()
     for work, outcome in done:

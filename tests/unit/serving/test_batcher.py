@@ -6,7 +6,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from itertools import count
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from fedsea_mq.errors import DeadlineExceeded, NotRunning
 from fedsea_mq.model.attention import Span
 from fedsea_mq.model.kv_cache import KVCache, KVShape
-from fedsea_mq.serving.batcher import Batcher, Work
+from fedsea_mq.serving.batcher import Batcher, SlicedWork, Work
 from fedsea_mq.serving.compute_thread import compute_thread
 from fedsea_mq.serving.scheduler import Owner, StepLimits
 
@@ -353,3 +353,114 @@ async def test_prompts_that_wait_in_numbers_are_not_kept_waiting_by_a_few_answer
     assert 40 <= beside_many <= 60  # a step takes half as long again
     assert batcher._long_beside(16, 16) == beside_many
     assert batcher._long_beside(1, 60) > 30 * beside_many
+
+
+class Timeline:
+    """A clock that work moves, and the order in which it did."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.order: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pass_by(self, name: str, seconds: float) -> None:
+        self.order.append(name)
+        self.now += seconds
+
+
+def in_slices(
+    timeline: Timeline, name: str, seconds: float, count: int
+) -> Generator[None, None, bool]:
+    """`count` slices; whether gradients could pass in all of them."""
+    differentiable = True
+    for _ in range(count):
+        timeline.pass_by(name, seconds)
+        differentiable &= torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        yield
+    return differentiable
+
+
+async def sliced(batcher: Batcher, slices: Generator[None, None, Any]) -> Any:
+    result = asyncio.get_running_loop().create_future()
+
+    def settle(outcome: Any) -> None:
+        if isinstance(outcome, Exception):
+            result.set_exception(outcome)
+        else:
+            result.set_result(outcome)
+
+    batcher.submit_slices(SlicedWork(slices, settle))
+    return await result
+
+
+@pytest.mark.parametrize(
+    ("slice_s", "expected"),
+    [(1.0, "tstststs"), (4.0, "tssss"), (0.25, "ttttstttts")],
+    ids=["as long as a step", "longer", "shorter"],
+)
+async def test_slices_and_steps_take_turns(blocks: Blocks, slice_s: float, expected: str) -> None:
+    # Given a thread that is held while both kinds of work come.
+    timeline = Timeline()
+    held = threading.Event()
+
+    def forward(packed: torch.Tensor, spans: Sequence[Span]) -> Sequence[torch.Tensor]:
+        timeline.pass_by("s", 1.0)
+        assert held.wait(10)
+        return spans_of(packed, spans)
+
+    def step() -> Work[Any]:
+        work = blocks.work(1)
+        work.forward = forward
+        return work
+
+    async with (
+        compute_thread("test compute") as executor,
+        Batcher(executor, StepLimits(1), max_wait_s=0, clock=timeline) as batcher,
+    ):
+        first = asyncio.create_task(batcher.run(step()))
+        while not timeline.order:
+            await asyncio.sleep(0)
+        steps = [asyncio.create_task(batcher.run(step())) for _ in range(8)]
+        training = asyncio.create_task(sliced(batcher, in_slices(timeline, "t", slice_s, 12)))
+        await asyncio.sleep(0)
+        # When it is let go, then nobody waits for longer than the other's turn takes.
+        held.set()
+        await asyncio.gather(first, *steps)
+        assert await training  # and steps' inference mode is not that of slices
+    order = "".join(timeline.order)
+    assert order.startswith("s" + expected)
+    assert (order.count("s"), order.count("t")) == (9, 12)
+
+
+async def test_sliced_works_follow_each_other_and_a_fault_ends_only_its_own(
+    batcher: Batcher,
+) -> None:
+    timeline = Timeline()
+
+    def faulty() -> Generator[None, None, None]:
+        timeline.pass_by("x", 0.0)
+        yield
+        raise ArithmeticError("unlucky")
+
+    results = await asyncio.gather(
+        sliced(batcher, in_slices(timeline, "a", 0.0, 3)),
+        sliced(batcher, faulty()),
+        sliced(batcher, in_slices(timeline, "b", 0.0, 2)),
+        return_exceptions=True,
+    )
+    assert "".join(timeline.order) == "aaaxbb"
+    assert [type(result) for result in results] == [bool, ArithmeticError, bool]
+
+
+async def test_leaving_fails_work_in_slices_that_is_not_done(blocks: Blocks) -> None:
+    async with compute_thread("test compute") as executor:
+        async with Batcher(executor, StepLimits(8)) as batcher:
+            running = await first_step_runs(blocks, batcher)
+            waits = asyncio.create_task(sliced(batcher, in_slices(Timeline(), "t", 0.0, 2)))
+            await asyncio.sleep(0)
+            asyncio.get_running_loop().call_later(0.05, blocks.open.set)
+        assert await running == [2.0]
+        with pytest.raises(NotRunning):
+            await waits
