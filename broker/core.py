@@ -1,5 +1,7 @@
 """What the broker does with each message: messages and times in, messages out. No socket, no clock.
 
+Sessions are opened for serving, or enlisted for training; both are relayed alike.
+
 It keeps nothing that nodes' registrations do not bring back: which node holds which session, and
 which client spoke for it last. A session id is 16 random bytes that only its client, its node and
 this broker know, so whoever presents it is its client, from whatever connection.
@@ -13,12 +15,13 @@ from enum import Enum, auto
 from hashlib import blake2b
 from typing import Any, Final
 
-from broker.registry import Registry
+from broker.registry import Node, Registry
 from fedsea_mq.errors import (
     Busy,
     FedSeaError,
     MalformedFrame,
     NodeUnknown,
+    RunUnknown,
     SessionLost,
     SessionUnknown,
 )
@@ -33,15 +36,44 @@ from fedsea_mq.protocol.messages import (
     StatusReport,
     encode_body,
 )
+from fedsea_mq.protocol.training_messages import Enlist
 
 Part = Any  # bytes, or a zero-copy frame of the socket library: only envelopes are ever read
 
 # A report is made anew when it is older than this.
 _REPORT_S: Final = 0.05
 _NO_ENVELOPE: Final = Envelope(Kind.ERROR)
-_TO_SESSION: Final = frozenset({Kind.EXTEND, Kind.RENEW, Kind.CLOSE})
+_TO_SESSION: Final = frozenset(
+    {
+        Kind.EXTEND,
+        Kind.RENEW,
+        Kind.CLOSE,
+        Kind.FORWARD,
+        Kind.BACKWARD,
+        Kind.STEP,
+        Kind.BEGIN_ROUND,
+        Kind.END_ROUND,
+        Kind.ASK,
+        Kind.UPDATE,
+        Kind.SECURE,
+    }
+)
 _FROM_SESSION: Final = frozenset(
-    {Kind.ACCEPT, Kind.BUSY, Kind.RESULT, Kind.RENEWED, Kind.CLOSE, Kind.ERROR}
+    {
+        Kind.ACCEPT,
+        Kind.BUSY,
+        Kind.RESULT,
+        Kind.RENEWED,
+        Kind.CLOSE,
+        Kind.ERROR,
+        Kind.OUTPUTS,
+        Kind.GRADIENT,
+        Kind.STEPPED,
+        Kind.ROUND_STATE,
+        Kind.TASK,
+        Kind.UPDATED,
+        Kind.SECURED,
+    }
 )
 _REFUSALS: Final = frozenset({Kind.BUSY, Kind.ERROR})
 
@@ -117,7 +149,7 @@ class BrokerCore:
     def _client_frame(
         self, peer: bytes, envelope: Envelope, parts: Sequence[Part], now: float
     ) -> Iterator[Send]:
-        if envelope.kind is Kind.OPEN:
+        if envelope.kind in (Kind.OPEN, Kind.ENLIST):
             yield self._open(peer, envelope, parts, now)
         elif envelope.kind in _TO_SESSION:
             yield from self._to_node(peer, envelope, parts, now)
@@ -128,17 +160,33 @@ class BrokerCore:
 
     def _open(self, peer: bytes, envelope: Envelope, parts: Sequence[Part], now: float) -> Send:
         if not envelope.session:
-            raise MalformedFrame("an open frame without a session id")
+            raise MalformedFrame(f"a {envelope.kind.name} frame without a session id")
+        asked = self._asked(Frame(envelope, parts[1]), peer)
         route = self._routes.get(envelope.session)
-        # Fairness is between connections, not between whatever names clients give themselves.
-        asked = replace(Frame(envelope, parts[1]).body(Open), client=self._alias(peer))
         if route is None:
-            if not len(self._registry) and self._is_young(now):
-                raise Busy("no node has registered yet", self._terms.heartbeat_ms / 1000)
-            node = self._registry.place(asked, now)
+            node = self._place(asked, now)
             route = self._routes[envelope.session] = _Route(node.peer, peer, accepted=False)
         route.client = peer
         return self._relay(Side.NODES, route.node, [parts[0], encode_body(asked)])
+
+    def _asked(self, frame: Frame, peer: bytes) -> Open | Enlist:
+        # Fairness is between connections, not between whatever names clients give themselves.
+        if frame.envelope.kind is Kind.OPEN:
+            return replace(frame.body(Open), client=self._alias(peer))
+        return replace(frame.body(Enlist), client=self._alias(peer))
+
+    def _place(self, asked: Open | Enlist, now: float) -> Node:
+        yet_to_register = Busy("no node has registered yet", self._terms.heartbeat_ms / 1000)
+        if isinstance(asked, Open):
+            if self._is_young(now) and not self._registry.trunks:
+                raise yet_to_register
+            return self._registry.place(asked, now)
+        node = self._registry.of_run(asked)
+        if node is not None:
+            return node
+        if self._is_young(now):
+            raise yet_to_register
+        raise RunUnknown(f"no {asked.role.value} of run {asked.run} is registered")
 
     def _alias(self, peer: bytes) -> bytes:
         return blake2b(peer, digest_size=16, key=self._secret).digest()

@@ -1,10 +1,11 @@
-"""The trunk nodes that are alive, and which of them a new session goes to. Pure."""
+"""The nodes that are alive, and which of them a new session goes to. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from fedsea_mq.errors import Busy, FingerprintMismatch, LimitExceeded, NodeUnknown
+from fedsea_mq.protocol.bounded import Role
 from fedsea_mq.protocol.comebacks import Comebacks
 from fedsea_mq.protocol.messages import (
     MAX_NODES,
@@ -14,11 +15,15 @@ from fedsea_mq.protocol.messages import (
     Open,
     Register,
 )
+from fedsea_mq.protocol.training_messages import Enlist
 
 
 @dataclass(slots=True)
 class Node:
-    """One registered trunk node. `peer` is its address on the broker's socket."""
+    """One registered node: a trunk, or the aggregator of a training run.
+
+    `peer` is its address on the broker's socket.
+    """
 
     peer: bytes
     offer: Register
@@ -43,6 +48,11 @@ class Registry:
 
     def __len__(self) -> int:
         return len(self._nodes)
+
+    @property
+    def trunks(self) -> list[Node]:
+        """Those that serve."""
+        return [node for node in self._nodes.values() if node.offer.role is Role.TRUNK]
 
     def register(self, peer: bytes, offer: Register, now: float) -> None:
         """Add a node, or renew one that registers again.
@@ -81,9 +91,9 @@ class Registry:
             FingerprintMismatch: no node serves the client's model and cut.
             Busy: all that serve it are full.
         """
-        fits = [n for n in self._nodes.values() if n.offer.fingerprint == asked.fingerprint]
+        fits = [n for n in self.trunks if n.offer.fingerprint == asked.fingerprint]
         if not fits:
-            served = sorted({n.offer.fingerprint[:12] for n in self._nodes.values()})
+            served = sorted({n.offer.fingerprint[:12] for n in self.trunks})
             raise FingerprintMismatch(
                 f"no node serves model and cut {asked.fingerprint[:12]}; "
                 f"served: {', '.join(served[:8]) or 'none'}"
@@ -98,6 +108,12 @@ class Registry:
             best.promised_positions += asked.max_positions
         return best
 
+    def of_run(self, asked: Enlist) -> Node | None:
+        """The node of this role in a training run, the first by name; None if there is none."""
+        wanted = (asked.role, asked.run)
+        fits = [n for n in self._nodes.values() if (n.offer.role, n.offer.run) == wanted]
+        return min(fits, key=lambda node: node.offer.name, default=None)
+
     def statuses(self, now: float) -> list[NodeStatus]:
         """One line a node, by name."""
         return sorted(
@@ -109,6 +125,8 @@ class Registry:
                     tail_blocks=node.offer.tail_blocks,
                     silent_ms=max(0, round((now - node.heard_at) * 1000)),
                     load=node.load,
+                    role=node.offer.role,
+                    run=node.offer.run,
                 )
                 for node in self._nodes.values()
             ),

@@ -36,6 +36,8 @@ def _view(report: StatusReport) -> Group:
     table = Table()
     for name in (
         "node",
+        "role",
+        "run",
         "cut",
         "model",
         "sessions",
@@ -52,6 +54,8 @@ def _view(report: StatusReport) -> Group:
         free = load.kv_positions_free / max(1, load.kv_positions_total)
         table.add_row(
             node.name,
+            node.role.value,
+            node.run or "",
             f"{node.head_blocks}+{node.tail_blocks}",
             node.fingerprint[:12],
             str(load.sessions),

@@ -7,6 +7,7 @@ from typing import Any
 
 from broker.core import BrokerCore, BrokerTerms, Send, Side
 from fedsea_mq.errors import FedSeaError
+from fedsea_mq.protocol.bounded import Role
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import (
@@ -20,6 +21,7 @@ from fedsea_mq.protocol.messages import (
     StatusReport,
 )
 from fedsea_mq.protocol.payload import WireDtype
+from fedsea_mq.protocol.training_messages import Enlist
 
 LLAMA, QWEN = "ab" * 32, "cd" * 32
 TERMS = BrokerTerms(heartbeat_ms=1000, timeout_ms=5000)
@@ -75,6 +77,11 @@ class Placing:
     ) -> Send:
         body = Open(fingerprint=fingerprint, max_positions=positions, dtype=WireDtype.FP16)
         (sent,) = self.client_says(client, Frame.build(Kind.OPEN, body, session=session, seq=5))
+        return sent
+
+    def enlist(self, client: bytes, session: bytes, role: Role, run: str = "silos") -> Send:
+        body = Enlist(role, run, LLAMA, "00" * 32, WireDtype.FP32, "silo-1", client=b"claimed")
+        (sent,) = self.client_says(client, Frame.build(Kind.ENLIST, body, session=session, seq=5))
         return sent
 
     def opened(self, client: bytes, session: bytes, positions: int = 10) -> bytes:
