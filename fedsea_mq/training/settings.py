@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from fedsea_mq.errors import ConfigError
 from fedsea_mq.model.lora import LoraSettings
 from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.model.partition import Part
+from fedsea_mq.run_settings import Strategy
+from fedsea_mq.settings import Settings
 
 
 class Schedule(StrEnum):
@@ -69,6 +71,47 @@ class TrainingSettings:
             raise ConfigError(f"training dtype {self.dtype!r}: fp32 or bf16")
         if self.max_positions < 1:
             raise ConfigError("positions that wait for their gradient: at least 1")
+
+    @classmethod
+    def of(cls, settings: Settings) -> TrainingSettings:
+        """As a run's configuration says, for head and tail of a client or for the trunk.
+
+        The schedule is over the steps that each client takes.
+        """
+        training, lora = settings.training, settings.lora
+        steps = settings.federation.rounds * settings.federation.local_steps
+        optimizer = OptimizerSettings(
+            training.learning_rate,
+            training.weight_decay,
+            Schedule(training.schedule),
+            training.warmup_steps,
+            steps,
+        )
+        return cls(
+            LoraSettings(lora.rank, lora.alpha, lora.dropout, lora.targets, lora.rslora),
+            frozenset(lora.parts),
+            optimizer,
+            training.dtype,
+            settings.model.device,
+            training.recomputes,
+            training.max_positions,
+            training.seed,
+        )
+
+    @classmethod
+    def of_trunk(cls, settings: Settings) -> TrainingSettings:
+        """The trunk's: where clients have one adapter in turn, it takes all of their steps."""
+        own, clients = cls.of(settings), settings.training.clients
+        if settings.training.strategy is not Strategy.SEQUENTIAL:
+            return own
+        optimizer = own.optimizer
+        assert optimizer.total_steps is not None
+        longer = replace(
+            optimizer,
+            warmup_steps=optimizer.warmup_steps * clients,
+            total_steps=optimizer.total_steps * clients,
+        )
+        return replace(own, optimizer=longer)
 
     @property
     def numerics(self) -> Numerics:

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
@@ -26,7 +26,7 @@ from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Load, Register
 from fedsea_mq.protocol.payload import WireDtype
 from fedsea_mq.serving.background import Background
-from fedsea_mq.serving.batcher import Batcher, Forward, StepStats, Work, joined
+from fedsea_mq.serving.batcher import Batcher, Forward, Work, joined
 from fedsea_mq.serving.compute_thread import compute_thread
 from fedsea_mq.serving.memory import peak_rss_bytes
 from fedsea_mq.serving.scheduler import StepLimits
@@ -40,7 +40,15 @@ from fedsea_mq.serving.trunk_sessions import (
     TrunkTerms,
 )
 from fedsea_mq.settings import Settings
+from fedsea_mq.training.trunk_compute import TrunkCompute
 from nodes.trunk.membership import Membership
+from nodes.trunk.meter import Meter
+from nodes.trunk.training import (
+    TrunkTraining,
+    check_trainable,
+    training_terms,
+    trunk_compute,
+)
 from nodes.trunk.wires import Wires
 
 _log = get_logger(__name__)
@@ -48,13 +56,15 @@ _EXPIRY_CHECK_S = 0.5
 
 
 class TrunkNode:
-    """Serves the model's middle blocks while inside `async with`.
+    """Serves the model's middle blocks while inside `async with`; trains them, if it has a run.
 
-    Raises on entry: `CheckpointError`, `UnsupportedModel` or `IllegalCut`, as the model says.
+    Raises on entry: `CheckpointError`, `UnsupportedModel` or `IllegalCut`, as the model says;
+    `ConfigError` for numbers that it cannot both serve and train in.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._trains = settings.training.run is not None
         self.name = settings.trunk.name or f"trunk-{secrets.token_hex(3)}"
         self._stack = AsyncExitStack()
         self._caches: dict[bytes, KVCache] = {}
@@ -65,7 +75,7 @@ class TrunkNode:
         loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
             executor = await stack.enter_async_context(compute_thread(f"{self.name} compute"))
-            run, offer = await loop.run_in_executor(executor, self._load)
+            run, offer, compute = await loop.run_in_executor(executor, self._load)
             trunk = self._settings.trunk
             batcher = Batcher(
                 executor, StepLimits(trunk.step_positions), max_wait_s=trunk.max_wait_ms / 1000
@@ -84,7 +94,8 @@ class TrunkNode:
                 wires,
                 background,
                 membership,
-                _Meter(batcher.stats, time.monotonic()),
+                Meter(batcher.stats, time.monotonic()),
+                self._training(offer, compute, batcher, wires),
             )
             background.start(membership.run(), f"{self.name} membership")
             background.start(batcher.watch(), f"{self.name} compute")
@@ -103,9 +114,14 @@ class TrunkNode:
         await self._running.membership.registered.wait()
 
     async def drain(self) -> None:
-        """Take no new sessions and wait for the running ones, at most `trunk.drain_s`."""
-        sessions = self._running.sessions
+        """Take no new sessions and wait for those being served, at most `trunk.drain_s`.
+
+        Training goes on from what was saved, so nobody waits for it.
+        """
+        sessions, training = self._running.sessions, self._running.training
         sessions.draining = True
+        if training is not None:
+            training.sessions.draining = True
         _log.info("draining", node=self.name, sessions=len(sessions))
         if len(sessions):
             self._empty.clear()
@@ -119,7 +135,7 @@ class TrunkNode:
 
     @property
     def sessions(self) -> int:
-        """Sessions held now."""
+        """Sessions that are served now."""
         return len(self._running.sessions)
 
     @property
@@ -138,18 +154,25 @@ class TrunkNode:
             raise NotRunning(f"trunk node {self.name} is not running")
         return self._parts
 
-    def _load(self) -> tuple[BlockRun, _Offer]:
+    def _load(self) -> tuple[BlockRun, _Offer, TrunkCompute | None]:
         model = self._settings.model
+        if self._trains:
+            check_trainable(self._settings)
         cut = Cut(model.head_blocks, model.tail_blocks)
         checkpoint = Checkpoint.open(model.path)
-        run = load_trunk(checkpoint, cut, Numerics.of(model))
-        offer = _Offer(
-            checkpoint.fingerprint(cut),
-            cut,
-            checkpoint.hidden,
-            checkpoint.max_positions,
-        )
-        return run, offer
+        run = load_trunk(checkpoint, cut, replace(Numerics.of(model), trains=self._trains))
+        hidden = checkpoint.hidden
+        offer = _Offer(checkpoint.fingerprint(cut), cut, hidden, checkpoint.max_positions)
+        compute = trunk_compute(run, self._settings, hidden) if self._trains else None
+        return run, offer, compute
+
+    def _training(
+        self, offer: _Offer, compute: TrunkCompute | None, batcher: Batcher, wires: Wires
+    ) -> TrunkTraining | None:
+        if compute is None:
+            return None
+        terms = training_terms(self._settings, self.name, offer.fingerprint, offer.hidden)
+        return TrunkTraining(terms, compute, batcher, wires.send)
 
     def _terms(self, run: BlockRun, offer: _Offer, direct: str | None) -> TrunkTerms:
         trunk = self._settings.trunk
@@ -173,6 +196,9 @@ class TrunkNode:
                 parts.membership.receive(frame)
             except FedSeaError as error:
                 _log.warning("frame refused", reason=str(error))
+            return
+        if origin == BROKER and parts.training is not None and parts.training.takes(frame):
+            parts.training.receive(frame)
             return
         self._act(parts.sessions.receive(frame, time.monotonic(), origin))
 
@@ -234,6 +260,8 @@ class TrunkNode:
             if actions:
                 _log.info("leases ran out", node=self.name, sessions=len(actions) // 2)
             self._act(actions)
+            if self._running.training is not None:
+                self._running.training.expire()
 
     def _offer(self) -> Register:
         parts = self._running
@@ -244,7 +272,8 @@ class TrunkNode:
             tail_blocks=parts.offer.cut.tail_blocks,
             hidden=parts.offer.hidden,
             load=self._load_now(),
-            sessions=parts.sessions.ids,
+            sessions=[*parts.sessions.ids, *parts.training_sessions],
+            run=self._settings.training.run,
         )
 
     def _load_now(self) -> Load:
@@ -253,7 +282,7 @@ class TrunkNode:
         return Load(
             kv_positions_free=0 if parts.sessions.draining else parts.sessions.kv_free,
             kv_positions_total=terms.kv_positions,
-            sessions=len(parts.sessions),
+            sessions=len(parts.sessions) + len(parts.training_sessions),
             direct_sessions=parts.sessions.direct,
             peak_rss_bytes=peak_rss_bytes(),
             **parts.meter.rates(time.monotonic()),
@@ -270,24 +299,6 @@ class _Offer:
     max_positions: int
 
 
-class _Meter:
-    """Rates since it was last read, from a batcher's running totals."""
-
-    def __init__(self, stats: StepStats, now: float) -> None:
-        self._stats = stats
-        self._before = (now, 0, 0, 0, 0.0)
-
-    def rates(self, now: float) -> dict[str, float]:
-        stats, (then, steps, sessions, positions, busy_s) = self._stats, self._before
-        self._before = (now, stats.steps, stats.sessions, stats.positions, stats.busy_s)
-        seconds, new_steps = max(now - then, 1e-9), stats.steps - steps
-        return {
-            "positions_per_s": (stats.positions - positions) / seconds,
-            "mean_batch": (stats.sessions - sessions) / new_steps if new_steps else 0.0,
-            "busy_share": min(1.0, (stats.busy_s - busy_s) / seconds),
-        }
-
-
 @dataclass(frozen=True, slots=True)
 class _Parts:
     """What exists only while the node runs."""
@@ -300,7 +311,12 @@ class _Parts:
     wires: Wires
     background: Background
     membership: Membership
-    meter: _Meter
+    meter: Meter
+    training: TrunkTraining | None
+
+    @property
+    def training_sessions(self) -> list[bytes]:
+        return [] if self.training is None else self.training.sessions.ids
 
 
 def _encode_last(
