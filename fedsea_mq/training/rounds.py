@@ -5,12 +5,13 @@ clock, and what is to be done comes back as events. It knows who answered, not w
 
     WAITING --enough clients--> TRAINING --closed--> AGGREGATING --aggregated--> TRAINING ...
                                    |                     |                          or FINISHED
-                                   +--- too few / failed: the round is repeated ----> or FAILED
+                                   +--- too few / void: the round is repeated ------> or FAILED
 
 A round closes when the quorum of those sampled has answered; at its deadline with at least
 `min_updates`; or before it, with at least as many, once nobody who is still there owes an answer.
 With fewer at the deadline it is repeated as another attempt, from the same adapters, and nothing of
-the failed attempt counts. Clients that vanished may come back and answer until the deadline.
+the failed attempt counts. Clients that vanished may come back and answer until the deadline. Those
+that are excused cannot: when too few others are left to answer, the round is repeated at once.
 
 Sampled are those whose last turn is longest ago (failed attempts count as turns). Among equals, a
 hash of seed, round, attempt and client decides. So every client gets its turn, slow or vanishing
@@ -47,7 +48,7 @@ class Verdict(Enum):
     COUNTED = auto()
     DUPLICATE = auto()
     # Refusals:
-    LATE = auto()  # its round or attempt is closed; the client is sampled for later ones
+    LATE = auto()  # its attempt is closed, or it was excused; it is sampled for later ones
     NOT_ASKED = auto()  # the client was not sampled, or the round has not begun
     NOT_JOINED = auto()  # the client must join first; if its round is open then, it may answer
 
@@ -118,6 +119,7 @@ class Rounds:
         self._id = RoundId(progress.done)
         self._started: Started | None = None
         self._counted: dict[Client, None] = {}
+        self._excused: set[Client] = set()
         self._deadline: float | None = None
 
     @property
@@ -135,10 +137,11 @@ class Rounds:
 
     @property
     def owing(self) -> frozenset[Client]:
-        """Clients that are there, were sampled and have not answered."""
+        """Clients that are there, were sampled, and can answer but have not."""
         if self.phase is not Phase.TRAINING or self._started is None:
             return frozenset()
-        return frozenset(self._started.clients) & self._joined - self._counted.keys()
+        silent = frozenset(self._started.clients) - self._counted.keys() - self._excused
+        return silent & self._joined
 
     def task(self, client: Client) -> Started | None:
         """What the client should be training now; for one that starts again or asks again."""
@@ -182,10 +185,24 @@ class Rounds:
         self._rest(Phase.FINISHED if done else Phase.WAITING)
         return Verdict.COUNTED, events + ([Finished()] if done else self._begin(now))
 
-    def aggregation_failed(self, round_id: RoundId, now: float) -> list[Event]:
-        """The closed round's aggregate cannot be made: the round is repeated."""
+    def excuse(self, client: Client, round_id: RoundId, now: float) -> list[Event]:
+        """A client cannot answer in this attempt any more, wherever it is.
+
+        Without effect if it has answered, or was not sampled.
+        """
         events = self.tick(now)
-        if self.phase is Phase.AGGREGATING and round_id == self._id:
+        if self._judge_attempt(client, round_id) is not Verdict.COUNTED:
+            return events
+        assert self._started is not None
+        self._excused.add(client)
+        if len(self._started.clients) - len(self._excused) < self.plan.min_updates:
+            return events + self._repeat(now)
+        return events + self._close_if_done(now)
+
+    def void(self, round_id: RoundId, now: float) -> list[Event]:
+        """Nothing can come of this attempt, open or closed, any more: the round is repeated."""
+        events = self.tick(now)
+        if self._started is not None and round_id == self._id:
             events += self._repeat(now)
         return events
 
@@ -200,13 +217,17 @@ class Rounds:
     def _judge(self, client: Client, round_id: RoundId) -> Verdict:
         if client not in self._joined:
             return Verdict.NOT_JOINED
+        return self._judge_attempt(client, round_id)
+
+    def _judge_attempt(self, client: Client, round_id: RoundId) -> Verdict:
         if round_id != self._id or self._started is None:
             return self._past(round_id)
         if client in self._counted:
             return Verdict.DUPLICATE
         if client not in self._started.clients:
             return Verdict.NOT_ASKED
-        return Verdict.COUNTED if self.phase is Phase.TRAINING else Verdict.LATE
+        open_to_it = self.phase is Phase.TRAINING and client not in self._excused
+        return Verdict.COUNTED if open_to_it else Verdict.LATE
 
     def _past(self, round_id: RoundId) -> Verdict:
         return Verdict.LATE if round_id < self._id else Verdict.NOT_ASKED
@@ -267,3 +288,4 @@ class Rounds:
     def _rest(self, phase: Phase) -> None:
         self.phase, self._started, self._deadline = phase, None, None
         self._counted.clear()
+        self._excused.clear()

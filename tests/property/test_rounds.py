@@ -46,7 +46,8 @@ steps = st.lists(
         # An update of the open round, or of an old or future one by this much.
         st.tuples(st.just("update"), clients, st.sampled_from((0, 0, 0, 0, -1, 1)), st.booleans()),
         st.tuples(st.just("aggregated"), st.sampled_from((0, 0, -1))),
-        st.tuples(st.just("failed"), st.sampled_from((0, 0, -1))),
+        st.tuples(st.just("void"), st.sampled_from((0, 0, -1))),
+        st.tuples(st.just("excuse"), clients, st.sampled_from((0, 0, -1))),
         st.tuples(st.just("wait"), st.sampled_from((0.5, 3.0, 6.0, 30.0))),
     ),
     max_size=50,
@@ -132,8 +133,11 @@ def play(watch: Watch, step: tuple, now: float) -> float:
                 assert named.number == len(watch.done)
                 watch.done.append(named)
             watch.see(events, now)
-        case ("failed", by):
-            watch.see(rounds.aggregation_failed(shifted(here, by, attempt_too=False), now), now)
+        case ("excuse", client, by):
+            named = shifted(here, by, attempt_too=False)
+            watch.see(rounds.excuse(client, named, now), now)
+        case ("void", by):
+            watch.see(rounds.void(shifted(here, by, attempt_too=False), now), now)
         case ("wait", seconds):
             now += seconds
             watch.see(rounds.tick(now), now)

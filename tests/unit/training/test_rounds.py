@@ -197,13 +197,70 @@ class TestRepeating:
         for client in (A, B, C):
             rounds.update(client, FIRST, 1.0)
         if how == "it failed":
-            repeated, _ = rounds.aggregation_failed(FIRST, 2.0)
+            repeated, _ = rounds.void(FIRST, 2.0)
         else:
             assert rounds.tick(10.9) == []
             repeated, _ = rounds.tick(11.0)
         assert repeated == Repeated(FIRST)
         assert rounds.aggregated(FIRST, 12.0)[0] is Verdict.LATE
         assert rounds.progress.done == 0
+
+    def test_an_open_attempt_that_is_void_is_repeated_at_once(self) -> None:
+        rounds = training()
+        rounds.update(A, FIRST, 1.0)
+        repeated, started = rounds.void(FIRST, 2.0)
+        assert repeated == Repeated(FIRST)
+        assert isinstance(started, Started)
+        assert (started.round, started.deadline) == (RoundId(0, 1), 62.0)
+        assert rounds.owing == {A, B, C}
+        assert rounds.void(FIRST, 3.0) == []
+
+    def test_nothing_is_void_before_a_round_begins(self) -> None:
+        rounds = Rounds(plan())
+        assert rounds.void(FIRST, 1.0) == []
+        assert joined(rounds, A, B, C) != []
+
+
+class TestExcusing:
+    def test_the_others_close_the_round_without_it(self) -> None:
+        rounds = training()
+        rounds.update(A, FIRST, 1.0)
+        rounds.update(B, FIRST, 1.0)
+        (closed,) = rounds.excuse(C, FIRST, 2.0)
+        assert isinstance(closed, Closed)
+        assert (sorted(closed.counted), closed.missing) == ([A, B], (C,))
+        assert rounds.update(C, FIRST, 3.0) == (Verdict.LATE, [])
+
+    def test_it_is_not_asked_again_but_is_sampled_for_the_next_round(self) -> None:
+        rounds = training()
+        assert rounds.excuse(C, FIRST, 1.0) == []
+        assert rounds.task(C) is None
+        assert rounds.owing == {A, B}
+        rounds.update(A, FIRST, 2.0)
+        rounds.update(B, FIRST, 2.0)
+        (started,) = rounds.aggregated(FIRST, 3.0)[1]
+        assert isinstance(started, Started)
+        assert C in started.clients
+
+    def test_with_too_few_left_the_round_is_repeated_at_once(self) -> None:
+        rounds = training(min_updates=3)
+        repeated, started = rounds.excuse(C, FIRST, 1.0)
+        assert repeated == Repeated(FIRST)
+        assert isinstance(started, Started)
+        assert rounds.owing == {A, B, C}
+
+    def test_one_that_is_away_can_be_excused_too(self) -> None:
+        rounds = training(min_updates=3)
+        rounds.leave(C, 1.0)
+        assert rounds.excuse(C, FIRST, 2.0) == [Repeated(FIRST)]
+
+    def test_who_has_answered_or_was_not_asked_is_not_excused(self) -> None:
+        rounds = training(min_updates=3)
+        rounds.update(A, FIRST, 1.0)
+        assert rounds.excuse(A, FIRST, 2.0) == []
+        assert rounds.excuse(D, FIRST, 2.0) == []
+        assert rounds.excuse(B, RoundId(0, 1), 2.0) == []
+        assert rounds.owing == {B, C}
 
 
 class TestTheEnd:
