@@ -31,13 +31,13 @@ class AdapterLayout:
 
     @classmethod
     def of(cls, shapes: Mapping[str, Sequence[int]]) -> AdapterLayout:
-        """The layout of tensors of these shapes.
+        """The layout of tensors of these shapes; none where head and tail have no adapter.
 
         Raises:
-            AdapterError: no tensor, an empty one, or more than a layout may hold.
+            AdapterError: an empty tensor, or more than a layout may hold.
         """
-        if not 1 <= len(shapes) <= MAX_TENSORS:
-            raise AdapterError(f"{len(shapes)} tensors, expected 1 to {MAX_TENSORS}")
+        if len(shapes) > MAX_TENSORS:
+            raise AdapterError(f"{len(shapes)} tensors, at most {MAX_TENSORS}")
         layout = cls(tuple(sorted((name, tuple(shape)) for name, shape in shapes.items())))
         for name, shape in layout.shapes:
             if len(shape) > MAX_DIMENSIONS or any(length < 1 for length in shape):

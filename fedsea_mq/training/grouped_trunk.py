@@ -14,7 +14,7 @@ from fedsea_mq.model.grouped_lora import GroupedLora
 from fedsea_mq.model.lora import Adapter, check_adapter, shapes
 from fedsea_mq.training.batch import Batch
 from fedsea_mq.training.graphs import Graphs
-from fedsea_mq.training.seeds import derived_seed
+from fedsea_mq.training.initial_adapters import drawn_adapter
 from fedsea_mq.training.settings import TrainingSettings
 from fedsea_mq.training.sliced_blocks import SlicedBlocks, SlicedPass, Slices
 from fedsea_mq.training.state import PartState
@@ -154,18 +154,15 @@ class GroupedTrunk:
 
 
 class _Weights:
-    """The tensors of one adapter, drawn as peft draws them."""
+    """The tensors of one adapter, drawn as all are."""
 
     def __init__(
         self, of_shapes: Mapping[str, tuple[int, ...]], settings: TrainingSettings
     ) -> None:
-        generator = torch.Generator().manual_seed(derived_seed(settings.seed, "adapter", "trunk"))
-        self._parameters: dict[str, nn.Parameter] = {}
-        for name, shape in of_shapes.items():
-            tensor = torch.zeros(shape)
-            if ".lora_A." in name:
-                nn.init.kaiming_uniform_(tensor, a=math.sqrt(5), generator=generator)
-            self._parameters[name] = nn.Parameter(tensor.to(settings.device))
+        self._parameters = {
+            name: nn.Parameter(tensor.to(settings.device))
+            for name, tensor in drawn_adapter(of_shapes, settings.seed).items()
+        }
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         return self._parameters

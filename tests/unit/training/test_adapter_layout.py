@@ -86,7 +86,6 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "shapes",
         [
-            {},
             {"a": (0,)},
             {"a": (-1, -2)},
             {"a": (1,) * (MAX_DIMENSIONS + 1)},
@@ -94,8 +93,14 @@ class TestRefusals:
             {"a": (MAX_ELEMENTS,), "b": (1,)},
             {str(n): (1,) for n in range(MAX_TENSORS + 1)},
         ],
-        ids=["none", "empty", "negative", "deep", "huge", "one too many", "too many tensors"],
+        ids=["empty", "negative", "deep", "huge", "one too many", "too many tensors"],
     )
     def test_layouts_out_of_bounds_are_refused(self, shapes: dict[str, tuple[int, ...]]) -> None:
         with pytest.raises(AdapterError):
             AdapterLayout.of(shapes)
+
+
+def test_without_any_adapter_the_vector_is_empty() -> None:
+    layout = AdapterLayout.of({})
+    assert layout.flatten({}).shape == (0,)
+    assert layout.unflatten(np.zeros(0, np.float32)) == {}
