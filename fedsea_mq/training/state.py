@@ -6,7 +6,6 @@ A folder is written whole or not at all: under another name first, then renamed.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from fedsea_mq.errors import CheckpointError
 from fedsea_mq.model.safetensors_file import stored_tensors
 from fedsea_mq.training.seeds import DropoutStream
+from fedsea_mq.training.state_folders import written_whole
 from fedsea_mq.training.trained_adapter import AdapterState, TrainedAdapter
 
 STATE: Final = "training_state.json"
@@ -79,15 +79,10 @@ def write_state(folder: Path, parts: Mapping[str, PartState]) -> None:
     Raises:
         CheckpointError: `folder` is there already.
     """
-    if folder.exists():
-        raise CheckpointError(f"{folder}: is there already; each checkpoint has its own folder")
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    said = {name: _write_part(partial, name, part) for name, part in parts.items()}
-    text = json.dumps({"format": _FORMAT, "parts": said}, indent=1) + "\n"
-    (partial / STATE).write_text(text)
-    partial.rename(folder)
+    with written_whole(folder) as partial:
+        said = {name: _write_part(partial, name, part) for name, part in parts.items()}
+        text = json.dumps({"format": _FORMAT, "parts": said}, indent=1) + "\n"
+        (partial / STATE).write_text(text)
 
 
 def read_state(folder: Path) -> dict[str, PartState]:

@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass
 from fedsea_mq.errors import AdapterError
 from fedsea_mq.protocol.bounded import Count, Digest
 from fedsea_mq.protocol.fields import decode_fields, encode_fields
+from fedsea_mq.protocol.training_messages import Members
 from fedsea_mq.training.adapter_layout import MAX_ELEMENTS, AdapterLayout
 from fedsea_mq.training.averaging import MAX_WEIGHT
 from fedsea_mq.training.round_plan import MAX_CLIENTS
@@ -121,6 +122,17 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True, config=_MESSAGE)
+class Roster:
+    """The members' names, in the order of their numbers; comes beside the terms.
+
+    In another attempt a number may be somebody else's: by names a member knows whether it is asked
+    to reveal for the same survivors again.
+    """
+
+    members: Members
+
+
+@dataclass(frozen=True, slots=True, config=_MESSAGE)
 class Keys:
     """A member's fresh public keys: one that boxes are sealed for, one that masks come from."""
 
@@ -205,7 +217,7 @@ class Reveal:
 
 FromMember = Keys | Shares | MaskedUpdate | Reveal
 FromServer = KeyList | ShareList | UnmaskRequest
-Message = Terms | FromMember | FromServer
+Message = Terms | Roster | FromMember | FromServer
 M = TypeVar("M", bound=Message)
 
 _READERS: Final[dict[Any, TypeAdapter[Any]]] = {

@@ -23,6 +23,7 @@ DRAWN = random.Random(0).randbytes
 
 LARGEST: list[m.Message] = [
     terms(MAX_CLIENTS, MAX_CLIENTS),
+    m.Roster([f"{n:x<64}" for n in EVERYBODY]),
     m.Keys(CONTEXT, DRAWN(32), DRAWN(32)),
     m.KeyList(CONTEXT, [m.MemberKeys(n, DRAWN(32), DRAWN(32)) for n in EVERYBODY]),
     m.Shares(CONTEXT, DRAWN(32), [m.Box(n, DRAWN(m.BOX_BYTES)) for n in EVERYBODY]),
