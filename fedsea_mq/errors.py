@@ -57,6 +57,10 @@ class TrainingDiverged(LocalError):
     """A loss or a gradient is not a finite number; the adapters were not changed by it."""
 
 
+class RoundsExhausted(LocalError):
+    """A training run was given up: the last attempt at one of its rounds came to nothing."""
+
+
 class NotRunning(LocalError):
     """A node, link or session was used before `async with` entered it or after it was left."""
 

@@ -84,6 +84,9 @@ class TrainingSection(Section):
         10.0, description="how long joint steps wait for a member that is silent"
     )
     out: Path = Field(Path("runs"), description="folder for states, adapters and reports")
+    resume: Annotated[bool, Field(strict=True)] = Field(
+        False, description="go on from the states in `out`; without it, a run must be a new one"
+    )
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
 
 

@@ -29,8 +29,9 @@ class Background:
             task.cancel()
         await self._group.__aexit__(kind, error, trace)
 
-    def start(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Run a coroutine until it ends or the group is left."""
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run a coroutine until it ends, is cancelled, or the group is left."""
         task = self._group.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task

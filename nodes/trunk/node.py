@@ -41,7 +41,7 @@ from fedsea_mq.serving.trunk_sessions import (
 )
 from fedsea_mq.settings import Settings
 from fedsea_mq.training.trunk_compute import TrunkCompute
-from nodes.trunk.membership import Membership
+from nodes.membership import Membership
 from nodes.trunk.meter import Meter
 from nodes.trunk.training import (
     TrunkTraining,
