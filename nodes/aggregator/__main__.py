@@ -20,9 +20,10 @@ from nodes.aggregator.node import AggregatorNode
 async def serve(settings: Settings) -> None:
     """Run the rounds. Raises `RoundsExhausted` if the run is given up."""
     torch.set_num_threads(settings.model.threads)
-    async with AggregatorNode(settings, _announce_event) as node:
+    lines = _Lines()
+    async with AggregatorNode(settings, lines.event) as node:
         await node.registered()
-        announce(ready="aggregator", node=node.name, run=settings.training.run)
+        lines.begin(ready="aggregator", node=node.name, run=settings.training.run)
         ended, stopped = asyncio.create_task(node.ended()), asyncio.create_task(stop_asked())
         await asyncio.wait((ended, stopped), return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
@@ -32,8 +33,23 @@ async def serve(settings: Settings) -> None:
             raise RoundsExhausted("the last attempt of a round came to nothing")
 
 
-def _announce_event(event: RunEvent) -> None:
-    announce(**event_fields(event))
+class _Lines:
+    """The node's events as lines, none before the one that says that it is ready."""
+
+    def __init__(self) -> None:
+        self._early: list[RunEvent] | None = []
+
+    def begin(self, **facts: object) -> None:
+        announce(**facts)
+        early, self._early = self._early or [], None
+        for event in early:
+            self.event(event)
+
+    def event(self, event: RunEvent) -> None:
+        if self._early is None:
+            announce(**event_fields(event))
+        else:
+            self._early.append(event)
 
 
 def main(arguments: list[str] | None = None) -> int:

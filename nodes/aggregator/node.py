@@ -210,7 +210,9 @@ class AggregatorNode:
         core = self._running.core
         try:
             await self._running.trunk.tell(body)
+            self._trunk_task = None  # what follows may tell it the next thing
         except RemoteError as error:
+            self._trunk_task = None
             reason = f"the trunk: {type(error).__name__}"
             self._act(core.trunk_failed(body.attempt, reason, time.monotonic()))
             return

@@ -61,7 +61,7 @@ class RunPlan:
         if run is None:
             raise ConfigError("training.run: an aggregator is that of a run, which has a name")
         checkpoint, cut = Checkpoint.open(model.path), Cut(model.head_blocks, model.tail_blocks)
-        parts = {
+        parts: dict[Part, Shapes] = {
             part: adapter_shapes(checkpoint, cut, part, lora)
             for part in (Part.HEAD, Part.TAIL)
             if part in settings.lora.parts

@@ -174,4 +174,6 @@ class SecureStages:
 
     def answer(self, number: int) -> bytes | None:
         """What is to be said to a member's last record; empty after its last, None as yet."""
+        if number in self._adding:
+            return None  # what it was told before is not about this
         return b"" if self.done else self._told.get(number)

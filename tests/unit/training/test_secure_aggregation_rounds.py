@@ -166,6 +166,26 @@ def test_whatever_is_said_again_is_answered_again_and_counts_once() -> None:
     check_mean(run, EVERYBODY, masking["ada"].attempt)
 
 
+def test_a_vector_that_is_being_added_is_not_answered_with_what_was_said_before() -> None:
+    run = secure_run()
+    masking = [Masking(run, member) for member in EVERYBODY]
+    for step in STEPS[:2]:
+        for member in masking:
+            step(member)
+    run.patient = True
+    message, vector = masked(masking[0])
+    assert masking[0].say(message, vector) is None
+    assert masking[0].again() is None
+    assert len(run.pending) == 1
+    run.work()
+    run.patient = False
+    for member in masking[1:]:
+        member.mask()
+    for member in masking:
+        member.reveal()
+    check_mean(run, EVERYBODY, masking[0].attempt)
+
+
 def test_a_held_message_is_answered_with_wait_in_time() -> None:
     run = secure_run()
     ada = Masking(run, "ada")
@@ -216,7 +236,7 @@ def test_a_sum_that_is_garbage_makes_the_attempt_void() -> None:
 def masked(member: Masking) -> tuple[Message, bytes]:
     member.client.hold(decode_message(ShareList, member.hear()))
     vector = LAYOUT.unflatten(update_vector(member.name, member.attempt))
-    message, words = member.client.mask(vector, 1)
+    message, words = member.client.mask(vector, weight_of(member.name))
     return message, bytes(words)
 
 
