@@ -92,9 +92,13 @@ def test_the_scheduler_and_the_session_rules_hold_no_tensor_socket_or_clock() ->
         assert not found & {"torch", "zmq", "asyncio", "time"}
 
 
-def test_rounds_and_secure_aggregation_hold_no_socket_and_no_clock_and_rounds_no_tensor() -> None:
+def test_rounds_and_aggregation_hold_no_socket_and_no_clock_and_rounds_no_tensor() -> None:
     training = ROOT / "fedsea_mq" / "training"
     rounds = [training / "rounds.py", training / "round_plan.py"]
-    for file in (*rounds, *(training / "secure_aggregation").glob("*.py")):
+    pure = [
+        *(training / "secure_aggregation").glob("*.py"),
+        *(training / "aggregation").glob("*.py"),
+    ]
+    for file in (*rounds, *pure):
         assert not set(imports(file)) & {"zmq", "asyncio", "socket", "time", "random"}, file
-    assert not {name for file in rounds for name in imports(file)} & {"torch", "numpy"}
+    assert not {name for file in core for name in imports(file)} & {"torch", "numpy"}

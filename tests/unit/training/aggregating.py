@@ -45,7 +45,7 @@ from fedsea_mq.training.aggregation.actions import (
 )
 from fedsea_mq.training.aggregation.core import Aggregation
 from fedsea_mq.training.aggregation.members import RunTerms
-from fedsea_mq.training.aggregation.reports import RunEvent
+from fedsea_mq.training.aggregation.reports import RoundBegun, RunEvent
 from fedsea_mq.training.aggregation.secure_stages import SecureRules
 from fedsea_mq.training.round_plan import RoundPlan
 from fedsea_mq.training.rounds import Progress, Rounds
@@ -105,6 +105,8 @@ class Aggregating:
         self.states: list[int] = []
         self.trunk: BeginRound | EndRound | None = None
         self.told_trunk: list[BeginRound | EndRound] = []
+        # The ids of the attempts that have begun, by round and number.
+        self.attempts: dict[tuple[int, int], bytes] = {}
         self.pending: deque[Callable[[], None]] = deque()
         self._seq = 0
         self.do(self.core.begin(self.shared.vector))
@@ -179,7 +181,10 @@ class Aggregating:
         """The trunk does what it was told last; whether there was anything."""
         body, self.trunk = self.trunk, None
         if isinstance(body, BeginRound):
+            before = len(self.of(RoundBegun))
             self.do(self.core.trunk_began(body.attempt, self.now))
+            for event in self.of(RoundBegun)[before : before + 1]:
+                self.attempts[event.round, event.attempt] = body.attempt
         elif isinstance(body, EndRound):
             self.do(self.core.trunk_ended(body.attempt, self.now))
         return body is not None
