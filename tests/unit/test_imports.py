@@ -95,10 +95,7 @@ def test_the_scheduler_and_the_session_rules_hold_no_tensor_socket_or_clock() ->
 def test_rounds_and_aggregation_hold_no_socket_and_no_clock_and_rounds_no_tensor() -> None:
     training = ROOT / "fedsea_mq" / "training"
     rounds = [training / "rounds.py", training / "round_plan.py"]
-    pure = [
-        *(training / "secure_aggregation").glob("*.py"),
-        *(training / "aggregation").glob("*.py"),
-    ]
-    for file in (*rounds, *pure):
+    core = [*rounds, *(training / "aggregation").glob("*.py")]
+    for file in (*core, *(training / "secure_aggregation").glob("*.py")):
         assert not set(imports(file)) & {"zmq", "asyncio", "socket", "time", "random"}, file
     assert not {name for file in core for name in imports(file)} & {"torch", "numpy"}
