@@ -86,6 +86,19 @@ class NoiseSource:
         return states + self.std * unit.to(states.device)
 
 
+def fresh_noise(
+    like: torch.Tensor, std: float, entropy: Callable[[int], bytes] = os.urandom
+) -> torch.Tensor:
+    """Noise of the shape `[positions, hidden]` of `like`, fp32, from a key that is used once.
+
+    For gradients: another step has another gradient of the same text, and one that is sent again
+    goes as the bytes that it went as. `entropy` exists for tests.
+    """
+    words = like.numel() + like.numel() % 2
+    unit = _gaussian(_keystream(entropy(_KEY_BYTES), words * _WORD_BYTES)).reshape(-1)
+    return std * unit[: like.numel()].reshape(like.shape).to(like.device)
+
+
 def _keystream(key: bytes, nbytes: int) -> bytes:
     return Cipher(ChaCha20(key, _ZERO_NONCE), mode=None).encryptor().update(bytes(nbytes))
 

@@ -5,6 +5,7 @@ Every function takes and gives numbers of examples, so that it serves any data s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -66,6 +67,29 @@ def held_out(keys: Sequence[Hashable], share: float, seed: int) -> tuple[list[in
         [number for number, key in enumerate(keys) if key not in out],
         [number for number, key in enumerate(keys) if key in out],
     )
+
+
+def held_out_count(keys: Sequence[Hashable], count: int, seed: int) -> tuple[list[int], list[int]]:
+    """Examples to train on, and `count` held out, none of one key on both sides.
+
+    Keys are held out one after another until they have as many examples; what they have more is on
+    neither side.
+
+    Raises `ConfigError` if nothing is left to train on, or there are not as many.
+    """
+    distinct = list(dict.fromkeys(keys))
+    out: set[Hashable] = set()
+    sizes = Counter(keys)
+    held = 0
+    for number in np.random.default_rng(seed).permutation(len(distinct)):
+        if held >= count:
+            break
+        out.add(distinct[number])
+        held += sizes[distinct[number]]
+    kept = [number for number, key in enumerate(keys) if key not in out]
+    if held < count or not kept:
+        raise ConfigError(f"{count} examples of {len(keys)} held out leave none to train on")
+    return kept, [number for number, key in enumerate(keys) if key in out][:count]
 
 
 def _check(examples: int, clients: int) -> None:

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Self
 
 import torch
 
-from fedsea_mq.errors import CheckpointError, NotRunning
+from fedsea_mq.errors import NotRunning
 from fedsea_mq.model.attention import Span
+from fedsea_mq.model.calibration import calibration_ids
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.kv_cache import KVCache
 from fedsea_mq.model.numerics import Numerics
@@ -26,14 +27,6 @@ from fedsea_mq.serving.scheduler import StepLimits
 from fedsea_mq.settings import Settings, Speculation
 from nodes.client.draft_model import Drafter, DraftModel
 from nodes.client.early_exit import EarlyExit
-
-# What the head's output is measured on for the relative noise scale: public, and always the same.
-_CALIBRATION_TEXT: Final = (
-    "The library opens at nine. Two farmers carried baskets of apples to the market, and the baker "
-    "sold bread and honey until noon. Last winter the river froze, so nobody could fish. "
-    "A doctor in the old town keeps a grey horse and writes letters to her sister every week."
-)
-_CALIBRATION_POSITIONS: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,17 +128,7 @@ def load(settings: Settings) -> Loaded:
 
 
 def _head_rms(checkpoint: Checkpoint, head: Head, device: str) -> float:
-    ids = _calibration_ids(checkpoint)
+    ids = calibration_ids(checkpoint)
     span = Span(head.run.new_cache(len(ids)), 0, len(ids))
     with torch.inference_mode():
         return typical_rms(head(torch.tensor(ids, device=device), [span]))
-
-
-def _calibration_ids(checkpoint: Checkpoint) -> list[int]:
-    try:
-        ids = checkpoint.tokenizer(_CALIBRATION_TEXT)["input_ids"]
-    except CheckpointError:
-        # A model without a tokenizer is driven by token ids: take some from all over.
-        vocab = int(checkpoint.config.vocab_size)
-        return list(range(0, vocab, max(1, vocab // _CALIBRATION_POSITIONS)))
-    return list(ids)[:_CALIBRATION_POSITIONS]
