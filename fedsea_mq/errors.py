@@ -129,6 +129,12 @@ class AttemptOver(RemoteError):
     code = "attempt_over"
 
 
+class RunGivenUp(RemoteError):
+    """The aggregator gave the run up: every attempt at a round came to nothing."""
+
+    code = "run_given_up"
+
+
 class Busy(RemoteError):
     """There is no room now; try again after `retry_after_s` seconds."""
 
@@ -245,6 +251,7 @@ _BY_CODE: dict[str, type[RemoteError]] = {
         RunUnknown,
         RunMismatch,
         AttemptOver,
+        RunGivenUp,
         SessionUnknown,
         SessionLost,
         PositionGap,

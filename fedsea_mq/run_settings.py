@@ -55,13 +55,17 @@ class TrainingSection(Section):
     task: str = Field("embedded/conversation", description="as for `fedsea eval`; jsonl:PATH, too")
     data: str | None = Field(None, description="the task's file, folder or hub id")
     examples: Annotated[int, Field(ge=1, le=1 << 20)] | None = Field(
-        None, description="examples to train on, of all clients; all there are if absent"
+        None,
+        description="records or questions to draw examples from, for all clients; all if absent",
     )
     alpha: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
         None, description="shards by class, from a Dirichlet distribution; even ones if absent"
     )
     shard: Annotated[int, Field(ge=0, le=1023)] | None = Field(
         None, description="which of `clients` shards is this client's; all examples if absent"
+    )
+    validation: Annotated[int, Field(ge=0, le=1 << 20)] = Field(
+        0, description="examples, of records that no client trains on, to tell the loss on"
     )
     batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(4, description="sequences of a batch")
     accumulate: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="batches of a step")

@@ -27,9 +27,11 @@ from fedsea_mq.protocol.payload import WireDtype
 
 MAX_SEQUENCES: Final = 1024
 MAX_MEMBERS: Final = 1024
+MAX_MICROS: Final = 1024
 ATTEMPT_BYTES: Final = 16
 
 Length = Annotated[int, Field(strict=True, ge=1, le=MAX_POSITIONS)]
+Micro = Annotated[int, Field(strict=True, ge=0, lt=MAX_MICROS)]
 Flag = Annotated[bool, Field(strict=True)]
 # The power of two that a gradient was divided by, so that it fits a narrow dtype.
 Exponent = Annotated[int, Field(strict=True, ge=-256, le=256)]
@@ -76,7 +78,7 @@ class Forward:
 
     attempt: Attempt
     step: Count
-    micro: Annotated[int, Field(strict=True, ge=0, le=1024)]
+    micro: Micro
     trains: Flag
     lengths: Annotated[list[Length], Field(min_length=1, max_length=MAX_SEQUENCES)]
 
@@ -86,7 +88,7 @@ class Outputs:
     """The payload holds the trunk's outputs of all positions."""
 
     step: Count
-    micro: Annotated[int, Field(strict=True, ge=0, le=1024)]
+    micro: Micro
 
 
 @dataclass(frozen=True, slots=True, config=BODY)
@@ -95,7 +97,7 @@ class Backward:
 
     attempt: Attempt
     step: Count
-    micro: Annotated[int, Field(strict=True, ge=0, le=1024)]
+    micro: Micro
     exponent: Exponent
 
 
@@ -108,7 +110,7 @@ class Gradient:
     """
 
     step: Count
-    micro: Annotated[int, Field(strict=True, ge=0, le=1024)]
+    micro: Micro
     exponent: Exponent
     squared_norm: Rate
 

@@ -32,12 +32,27 @@ class TrainedBlocks:
         """`[total, hidden]` to `[total, hidden]`, fp32."""
         if not self._run.layers:
             return inputs
+        with self.dropout.next_pass():
+            return self._through(inputs, batch)
+
+    @torch.no_grad()
+    def evaluate(self, inputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The same without dropout and without a graph; it is no pass that dropout counts."""
+        if not self._run.layers:
+            return inputs
+        self._run.eval()
+        try:
+            return self._through(inputs, batch)
+        finally:
+            self._run.train()
+
+    def _through(self, inputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         packed = inputs[None]
-        with self.dropout.next_pass(), self.autocast():
+        with self.autocast():
             rotation = self._run.rotary(packed, batch.positions(inputs.device)[None])
             for layer in self._run.layers:
                 step = partial(run_layer, layer, batch.lengths, rotation)
-                if self._recomputes:
+                if self._recomputes and torch.is_grad_enabled():
                     # The graph holds the states between layers only.
                     packed = checkpoint(step, packed, use_reentrant=False)
                 else:

@@ -73,19 +73,18 @@ class TrainingSettings:
             raise ConfigError("positions that wait for their gradient: at least 1")
 
     @classmethod
-    def of(cls, settings: Settings) -> TrainingSettings:
-        """As a run's configuration says, for head and tail of a client or for the trunk.
+    def of(cls, settings: Settings, seed: int, max_positions: int) -> TrainingSettings:
+        """How a run's parties train, by their configuration.
 
-        The schedule is over the steps that each client takes.
+        Raises `ConfigError` as above.
         """
-        training, lora = settings.training, settings.lora
-        steps = settings.federation.rounds * settings.federation.local_steps
+        training, lora, federation = settings.training, settings.lora, settings.federation
         optimizer = OptimizerSettings(
             training.learning_rate,
             training.weight_decay,
             Schedule(training.schedule),
             training.warmup_steps,
-            steps,
+            total_steps=federation.rounds * federation.local_steps,
         )
         return cls(
             LoraSettings(lora.rank, lora.alpha, lora.dropout, lora.targets, lora.rslora),
@@ -94,15 +93,16 @@ class TrainingSettings:
             training.dtype,
             settings.model.device,
             training.recomputes,
-            training.max_positions,
-            training.seed,
+            max_positions,
+            seed,
         )
 
     @classmethod
     def of_trunk(cls, settings: Settings) -> TrainingSettings:
         """The trunk's: where clients have one adapter in turn, it takes all of their steps."""
-        own, clients = cls.of(settings), settings.training.clients
-        if settings.training.strategy is not Strategy.SEQUENTIAL:
+        training = settings.training
+        own, clients = cls.of(settings, training.seed, training.max_positions), training.clients
+        if training.strategy is not Strategy.SEQUENTIAL:
             return own
         optimizer = own.optimizer
         assert optimizer.total_steps is not None

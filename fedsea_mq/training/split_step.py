@@ -80,6 +80,15 @@ class HeadStep(_Part):
             ticket, states, batch, trains=self.adapter.trains, wants_gradient=False
         )
 
+    def evaluate(self, ids: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """As `forward`, without dropout and without a pass that waits.
+
+        Raises:
+            BatchMismatch: `ids` are not the batch's.
+        """
+        batch.check_rows("token ids", ids)
+        return self._passes.blocks.evaluate(self._embedding(ids).float(), batch)
+
     def backward(self, ticket: Hashable, gradient: torch.Tensor) -> None:
         """Add to the adapter's gradients; `gradient` `[total, hidden]` is that by the states.
 
@@ -149,8 +158,22 @@ class TailStep(_Part):
             torch.autograd.backward(loss)
         return Learned(value, inputs.grad)
 
+    @torch.no_grad()
+    def evaluate(self, outputs: torch.Tensor, batch: Batch, labels: torch.Tensor) -> float:
+        """The loss in nats, summed over the batch's answer tokens; no dropout, nothing is learned.
+
+        Raises:
+            BatchMismatch: outputs or labels are not the batch's.
+        """
+        batch.check_rows("outputs", outputs, self._hidden)
+        rows = answer_rows(labels, batch)
+        logits = self._logits(self._blocks.evaluate(outputs, batch)[rows])
+        return cross_entropy(logits, labels[rows + 1].to(logits.device), reduction="sum").item()
+
     def logits(self, inputs: torch.Tensor, batch: Batch, rows: torch.Tensor) -> torch.Tensor:
         """fp32 logits `[rows, vocab]`; no other row goes through lm_head, the widest product."""
-        states = self._blocks(inputs, batch)
+        return self._logits(self._blocks(inputs, batch)[rows])
+
+    def _logits(self, states: torch.Tensor) -> torch.Tensor:
         with self._blocks.autocast():
-            return cast(torch.Tensor, self._lm_head(self._norm(states[rows])).float())
+            return cast(torch.Tensor, self._lm_head(self._norm(states)).float())

@@ -68,6 +68,7 @@ class _Request:
     session: bytes
     parts: Parts
     traffic: Traffic
+    give_up_s: float
     give_up_at: float
     reply: asyncio.Future[Frame]
     direct: DirectWay | None
@@ -94,11 +95,14 @@ class Requests:
         payload: Sequence[bytes] = (),
         traffic: Traffic | None = None,
         direct: DirectWay | None = None,
+        give_up_s: float | None = None,
     ) -> Frame:
         """The reply to a request.
 
         The same bytes, sequence number included, are sent again when nothing comes back: the trunk
         recognises them, so they are never computed twice. They go by the `direct` way only once.
+        `give_up_s` is for answers that others have to be waited for with; by default it is the
+        patience of all.
 
         Raises:
             PeerUnreachable: no answer within the time to give up.
@@ -106,13 +110,15 @@ class Requests:
             RemoteError: whatever the broker or the trunk refused the request with.
         """
         loop = asyncio.get_running_loop()
-        number, give_up_at = next(self._numbers), loop.time() + self._patience.give_up_s
+        give_up_s = self._patience.give_up_s if give_up_s is None else give_up_s
+        number, give_up_at = next(self._numbers), loop.time() + give_up_s
         request = _Request(
             kind,
             number,
             session,
             Frame.build(kind, body, session=session, seq=number, payload=payload).parts(),
             traffic if traffic is not None else Traffic(),
+            give_up_s,
             give_up_at,
             loop.create_future(),
             direct,
@@ -169,7 +175,7 @@ class Requests:
 
     def _insist(self, pending: _Request, now: float) -> None:
         if pending.give_up_at <= now:
-            waited_s = self._patience.give_up_s
+            waited_s = pending.give_up_s
             pending.reply.set_exception(
                 PeerUnreachable(f"no answer to {pending.kind.name} within {waited_s:g} s")
             )

@@ -23,8 +23,8 @@ from fedsea_mq.training.adapter_layout import AdapterLayout
 from fedsea_mq.training.aggregation import reports as r
 from nodes import AggregatorNode
 from nodes.aggregator.plan import RunPlan
-from tests.integration.systems import EXACT
 from tests.integration.aggregator_parties import ScriptedMember, ScriptedTrunk, trained
+from tests.integration.systems import EXACT
 
 NAMES = ("ada", "bob", "cyd")
 WEIGHTS = {"ada": 10, "bob": 30, "cyd": 5}

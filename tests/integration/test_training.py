@@ -114,7 +114,7 @@ async def training(
         enter = stack.enter_async_context
         coordinator = await enter(Coordinator(settings, copies))
         clients = [await enter(SplitClient(settings, name, copies)) for name in NAMES[:members]]
-        own = TrainingSettings.of(settings)
+        own = TrainingSettings.of(settings, settings.training.seed, settings.training.max_positions)
         fresh = load_grouped_trunk(clients[0].checkpoint, clients[0].cut, own)
         fresh.add("")
         adapter = fresh.adapters[""].tensors()

@@ -140,7 +140,7 @@ class SplitClient(Party):
 
     def __init__(self, settings: Settings, member: str, copies: int = 1) -> None:
         super().__init__(settings, member, copies)
-        own = TrainingSettings.of(settings)
+        own = TrainingSettings.of(settings, settings.training.seed, settings.training.max_positions)
         self.head, self.tail = load_trained_client(self.checkpoint, self.cut, own)
 
     async def train(

@@ -39,7 +39,9 @@ class Client:
     """An unsplit model, with the loss and the gradients of its own data."""
 
     def __init__(self, folder: Path, settings: Settings, ends: Mapping[str, torch.Tensor]) -> None:
-        lora = TrainingSettings.of(settings).lora
+        lora = TrainingSettings.of(
+            settings, settings.training.seed, settings.training.max_positions
+        ).lora
         self._unsplit = Unsplit(folder, lora, range(4))
         self._own = self._unsplit.adapter()
         self.ends = {name: self._own[name] for name in ends}
