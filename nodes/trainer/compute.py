@@ -52,14 +52,12 @@ class Compute:
         self._personal = personal
         self._gradient_noise = gradient_noise
         self._proximal = proximal
-        self._anchors: list[Mapping[str, torch.Tensor]] = []
+        self._anchor: Mapping[str, torch.Tensor] = {}
 
     def begin(self) -> None:
         """Remember the shared adapters as those that FedProx holds on to."""
-        self._anchors = [
-            {name: weight.detach().clone() for name, weight in self._shared(part).items()}
-            for part in self._trained
-        ]
+        if self._proximal:
+            self._anchor = {name: w.detach().clone() for name, w in self._shared().items()}
 
     @property
     def _trained(self) -> tuple[TrainedAdapter, ...]:
@@ -117,15 +115,14 @@ class Compute:
         if self.parts.head.wants_gradient:
             self.parts.head.backward(micro.ticket, came)
 
-    def squared_norm(self) -> float:
-        """Of head's and tail's gradients, FedProx's pull among them.
+    def finish_gradients(self) -> float:
+        """Add FedProx's pull, once a step; the squared norm of head's and tail's gradients then.
 
         Raises:
             TrainingDiverged: it is not a number that can be told.
         """
-        if self._proximal:
-            for part, anchor in zip(self._trained, self._anchors, strict=True):
-                add_proximal_gradient(self._shared(part), anchor, self._proximal)
+        if self._anchor:
+            add_proximal_gradient(self._shared(), self._anchor, self._proximal)
         total = sum(part.squared_norm() for part in self._trained)
         if not total <= _MAX_SQUARED_NORM:
             raise TrainingDiverged("the gradients' norm is not a finite number, or beyond 1e6")
@@ -137,7 +134,11 @@ class Compute:
         for part in self._trained:
             part.step(factor)
 
-    def _shared(self, part: TrainedAdapter) -> dict[str, torch.Tensor]:
+    def _shared(self) -> dict[str, torch.Tensor]:
         # peft's parameters are named as its files, but for the adapter's own name.
-        named = part.parameters().items()
-        return {n: w for n, w in named if not self._personal.keeps(n.replace(".default.", "."))}
+        return {
+            name: weight
+            for part in self._trained
+            for name, weight in part.parameters().items()
+            if not self._personal.keeps(name.replace(".default.", "."))
+        }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from nodes.trainer.secure import SecureAttempt
 from nodes.trainer.sessions import Sessions
 from nodes.trainer.steps import Stepping, Steps
 
+_OTHERS_S: Final = 0.1
 _MAX_LOSS: Final = 1e6
 
 
@@ -137,6 +139,10 @@ class Duties:
             layout = member.local.layout
             secure = SecureAttempt(task.attempt, terms, layout, task.number, self._threshold)
             self._secure = secure
+
+        if secure.over:  # the others have still to answer
+            await asyncio.sleep(_OTHERS_S)
+            return
 
         async def say(parts: list[bytes]) -> bytes:
             return await self._say(task.attempt, parts)

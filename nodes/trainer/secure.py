@@ -97,6 +97,7 @@ class SecureAttempt:
         if terms.threshold < agreed:
             raise TooFewClients(f"terms with a threshold of {terms.threshold}, {agreed} agreed")
         self.attempt = attempt
+        self.over = False
         self._layout = layout
         self._client = SecureClient(terms, layout, member)
         self._masked: tuple[MaskedUpdate, memoryview] | None = None
@@ -120,6 +121,7 @@ class SecureAttempt:
         reveal = client.reveal(request)
         await run(lambda: log.admit(client.terms, client.member, request.survivors))
         await say([encode_message(reveal)])
+        self.over = True
 
 
 async def _heard(say: Say, message: FromMember, *vector: bytes) -> bytes:

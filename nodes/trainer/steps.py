@@ -147,7 +147,7 @@ class Steps:
         return gradient.squared_norm
 
     async def _finish(self, trunks: float, traffic: Traffic) -> float:
-        own = await self._run(self._compute.squared_norm)
+        own = await self._run(self._compute.finish_gradients)
         await self.settled()
         self._stepped = self._flight.start(self._tell_step(self._steps, own, traffic))
         await self._run(self._compute.step, (own, trunks), self._stepping.max_norm)

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fedsea_mq.privacy.noise import NoiseChain, NoiseSource, typical_rms
+from fedsea_mq.privacy.noise import NoiseChain, NoiseSource, fresh_noise, typical_rms
 
 HIDDEN = 64
 KEY = bytes(range(32))
@@ -166,3 +166,13 @@ def test_the_typical_rms_is_not_moved_by_one_huge_state() -> None:
     states = torch.ones(9, HIDDEN) * 2
     states[0] = 1e4
     assert typical_rms(states) == 2.0
+
+
+def test_fresh_noise_is_normal_and_never_the_same() -> None:
+    like = torch.zeros(999, 129)
+    drawn = fresh_noise(like, 3.0)
+    assert drawn.shape == like.shape
+    assert float(drawn.std()) == pytest.approx(3.0, rel=0.02)
+    assert float(drawn.mean().abs()) < 0.05
+    assert abs(correlation(drawn, fresh_noise(like, 3.0))) < 0.02
+    assert torch.equal(fresh_noise(like, 3.0, fixed), fresh_noise(like, 3.0, fixed))

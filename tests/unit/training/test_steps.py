@@ -326,3 +326,26 @@ def test_parts_that_do_not_train_keep_no_graph(tiny_llama: Path) -> None:
     split.step(samples(3))
     after = split.tail.adapter.tensors()
     assert not all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_evaluation_has_no_dropout_and_leaves_no_trace(tiny_llama: Path) -> None:
+    # Given training with dropout, and the same without, from the same adapters.
+    split = SplitTraining.load(tiny_llama, CUT, DROPOUT)
+    plain = SplitTraining.load(tiny_llama, CUT, replace(DROPOUT, lora=LoraSettings()))
+    for seed in range(2):
+        split.step(samples(2, seed))
+    adapter = split.adapter()
+    for part in (plain.head, plain.trunk, plain.tail):
+        part.adapter.load({name: adapter[name] for name in part.adapter.tensors()})
+    one = Packed.of(samples(3))
+    # When head and tail are evaluated, then as the one that has none.
+    states = split.head.evaluate(one.ids, one.batch)
+    assert torch.equal(states, plain.head.forward(0, one.ids, one.batch))
+    loss = split.tail.evaluate(states, one.batch, one.labels)
+    learned = plain.tail.learn(states, one.batch, one.labels)
+    assert loss / one.answer_tokens == pytest.approx(learned.loss, rel=1e-6)
+    # And training goes on as if nothing had been asked.
+    again = SplitTraining.load(tiny_llama, CUT, DROPOUT)
+    for seed in range(2):
+        again.step(samples(2, seed))
+    assert split.step(samples(2, 9)) == again.step(samples(2, 9))
