@@ -74,7 +74,7 @@ from fedsea_mq.training.state import PartState, restore, state_of
 from fedsea_mq.training.ticketed_pass import TicketedPass
 from fedsea_mq.training.trained_adapter import TrainedAdapter
 from fedsea_mq.transport.link import PeerLink
-from nodes.trunk.membership import Membership
+from nodes.membership import Membership
 
 RUN = "run-1"
 LEASE_MS = 600
