@@ -18,6 +18,7 @@ TASK = (
     "training.examples=3",
     "training.member=a",
     "training.batch_size=1",
+    "training.accumulate=1",
     "training.max_norm=0.5",
     "client.give_up_s=60",
     "client.request_timeout_s=2",

@@ -330,6 +330,7 @@ class ScriptedAggregator(ScriptedNode):
         self.round = 0
         self.attempts = 0
         self.attempt = b""
+        self.gives_up = False
         self.updates: dict[str, tuple[np.ndarray, int]] = {}
         self.weights: list[int] = []
         self._secure: SecureRound | None = None
@@ -361,6 +362,8 @@ class ScriptedAggregator(ScriptedNode):
         return await self._secured(member, frame.body(Secure), frame.payload)
 
     async def _task(self, member: str, body: Ask) -> Reply:
+        if self.gives_up:
+            return Kind.TASK, Task(Duty.GIVE_UP, self.round), ()
         if self.finished:
             return self._with_adapters(Task(Duty.FINISH, self.round))
         if body.failed == self.attempt:

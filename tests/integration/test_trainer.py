@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedsea_mq.errors import RunMismatch, RunUnknown, TaskDataError
+from fedsea_mq.errors import MalformedFrame, RunGivenUp, RunMismatch, RunUnknown, TaskDataError
 from fedsea_mq.model.adapters import AdapterFolder
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame
@@ -307,3 +307,34 @@ async def test_who_does_not_fit_the_run_is_told_so(tiny_llama: Path, tmp_path: P
             await train(unknown)
         with pytest.raises(TaskDataError, match="the shard is empty: 2"):
             await train(run.settings, examples=Examples([Encoded((1,), ()), Encoded((), (2,))]))
+
+
+async def test_numbers_that_are_not_finite_end_it_with_an_error(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    # Given a trunk whose adapter is spoilt after the first round.
+    async with scripted_run(tiny_llama, tmp_path) as run:
+
+        async def train_and_spoil() -> None:
+            async with TrainingClient(run.settings, "a", DATA) as trainer:
+                async for event in trainer.run():
+                    if isinstance(event, RoundDone):
+                        for weight in run.trunk.trunks["a"].adapter.parameters().values():
+                            weight.data.fill_(torch.nan)
+
+        with pytest.raises(MalformedFrame, match="outputs that are not finite"):
+            await train_and_spoil()
+        # Then what it has saved is of before.
+        member = tmp_path / "run-1" / "members" / "a"
+        assert [entry.name for entry in member.iterdir()] == ["state-1"]
+        # And shared adapters are looked at before they are used.
+        next(iter(run.aggregator.shared.values())).fill_(torch.inf)
+        with pytest.raises(MalformedFrame, match="not all finite"):
+            await train(run.settings)
+
+
+async def test_a_run_that_is_given_up_is_an_error(tiny_llama: Path, tmp_path: Path) -> None:
+    async with scripted_run(tiny_llama, tmp_path) as run:
+        run.aggregator.gives_up = True
+        with pytest.raises(RunGivenUp):
+            await train(run.settings)
