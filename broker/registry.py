@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedsea_mq.errors import Busy, FingerprintMismatch, LimitExceeded, NodeUnknown
+from fedsea_mq.protocol.adapter_ref import check_held
 from fedsea_mq.protocol.bounded import Role
 from fedsea_mq.protocol.comebacks import Comebacks
 from fedsea_mq.protocol.messages import (
@@ -85,10 +86,11 @@ class Registry:
         return [n.peer for n in self._nodes.values() if now - n.heard_at > self._timeout_s]
 
     def place(self, asked: Open, now: float) -> Node:
-        """The node of the right fingerprint with most free KV, with room set aside on it.
+        """The node of the right model and adapter with most free KV, with room set aside on it.
 
         Raises:
             FingerprintMismatch: no node serves the client's model and cut.
+            AdapterUnknown, AdapterMismatch: none of those holds the adapter.
             Busy: all that serve it are full.
         """
         fits = [n for n in self.trunks if n.offer.fingerprint == asked.fingerprint]
@@ -98,6 +100,9 @@ class Registry:
                 f"no node serves model and cut {asked.fingerprint[:12]}; "
                 f"served: {', '.join(served[:8]) or 'none'}"
             )
+        if asked.adapter is not None:
+            check_held(asked.adapter, [ref for n in fits for ref in n.offer.adapters])
+            fits = [n for n in fits if asked.adapter in n.offer.adapters]
         best = max(fits, key=lambda node: node.kv_free)
         # A session that no node could ever hold goes to one all the same, which says so.
         can_ever = asked.max_positions <= max(n.load.kv_positions_total for n in fits)

@@ -50,7 +50,7 @@ class TaskDataError(LocalError):
 
 
 class AdapterError(LocalError):
-    """An adapter's files are not a LoRA adapter of this model, or adapters do not fit together."""
+    """Not a LoRA adapter of this model, adapters that do not fit, or one that is not held here."""
 
 
 class TrainingDiverged(LocalError):
@@ -109,6 +109,18 @@ class FingerprintMismatch(RemoteError):
     """No node serves the model (weights, config and cut) that the client holds."""
 
     code = "fingerprint"
+
+
+class AdapterUnknown(RemoteError):
+    """No node of the client's model holds an adapter of this name."""
+
+    code = "adapter_unknown"
+
+
+class AdapterMismatch(RemoteError):
+    """The nodes' adapter of this name is not of the set that the client's is of."""
+
+    code = "adapter_mismatch"
 
 
 class RunUnknown(RemoteError):
@@ -248,6 +260,8 @@ _BY_CODE: dict[str, type[RemoteError]] = {
         UnsupportedVersion,
         LimitExceeded,
         FingerprintMismatch,
+        AdapterUnknown,
+        AdapterMismatch,
         RunUnknown,
         RunMismatch,
         AttemptOver,

@@ -19,6 +19,7 @@ from fedsea_mq.errors import (
     error_from_wire,
 )
 from fedsea_mq.protocol import training_messages as training
+from fedsea_mq.protocol.adapter_ref import AdapterRef, HeldAdapters
 from fedsea_mq.protocol.bounded import (
     BODY,
     MAX_POSITIONS,
@@ -64,7 +65,8 @@ class Open:
 
     `client` is whose session it is, for fairness between clients: the broker sets it, whatever the
     client wrote there. `urgency` orders a client's own work when there is not room for all of it:
-    0 interactive, 1 normal, 2 background.
+    0 interactive, 1 normal, 2 background. `adapter` is what the trunk's blocks are to be run with;
+    the session stays with it.
     """
 
     fingerprint: Digest
@@ -72,6 +74,7 @@ class Open:
     dtype: WireDtype
     client: ClientId = b""
     urgency: Annotated[int, Field(strict=True, ge=0, le=2)] = 1
+    adapter: AdapterRef | None = None
 
 
 @dataclass(frozen=True, slots=True, config=BODY)
@@ -152,7 +155,7 @@ class Register:
     """A node offers a trunk, or an aggregator its run.
 
     `sessions` lets a restarted broker rebuild its routes; `run` is the training run that the node
-    takes part in, if it does.
+    takes part in, if it does; `adapters` are those that sessions may ask for.
     """
 
     name: Name
@@ -166,6 +169,7 @@ class Register:
     ]
     role: Role = Role.TRUNK
     run: Name | None = None
+    adapters: HeldAdapters = Field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, config=BODY)

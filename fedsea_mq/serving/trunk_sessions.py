@@ -20,6 +20,7 @@ from fedsea_mq.errors import (
     SessionUnknown,
     StepFailed,
 )
+from fedsea_mq.protocol.adapter_ref import AdapterRef, check_held
 from fedsea_mq.protocol.comebacks import Comebacks
 from fedsea_mq.protocol.envelope import Envelope, Kind
 from fedsea_mq.protocol.frames import Frame, Parts
@@ -48,6 +49,7 @@ class TrunkTerms:
     lease_s: float
     retry_after_s: float = 0.5
     direct: str | None = None
+    adapters: Sequence[AdapterRef] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,13 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Run these positions through the blocks, then call `computed` or `failed`."""
+    """Run these positions through the blocks, then call `computed` or `failed`.
+
+    `adapter` is the name of the one that the blocks are to be run with.
+    """
 
     owner: Owner
+    adapter: str | None
     envelope: Envelope
     body: Extend
     spec: PayloadSpec
@@ -91,6 +97,10 @@ class _Session:
 
     def owner(self, session: bytes) -> Owner:
         return Owner(self.opened.client, session, Urgency(self.opened.urgency))
+
+    @property
+    def adapter(self) -> str | None:
+        return None if self.opened.adapter is None else self.opened.adapter.name
 
 
 class TrunkSessions:
@@ -173,6 +183,8 @@ class TrunkSessions:
                 f"the client holds {asked.fingerprint[:12]}, "
                 f"node {terms.node} serves {terms.fingerprint[:12]}"
             )
+        if asked.adapter is not None:
+            check_held(asked.adapter, terms.adapters)
         most = min(terms.max_session_positions, terms.kv_positions)
         if not 1 <= asked.max_positions <= most:
             raise LimitExceeded(
@@ -195,6 +207,7 @@ class TrunkSessions:
                 return [
                     Compute(
                         session.owner(frame.envelope.session),
+                        session.adapter,
                         frame.envelope,
                         body,
                         session.spec,

@@ -7,11 +7,13 @@ from typing import Any
 
 from fedsea_mq.protocol import messages as m
 from fedsea_mq.protocol import training_messages as t
+from fedsea_mq.protocol.adapter_ref import MAX_ADAPTERS, AdapterRef
 from fedsea_mq.protocol.bounded import MAX_POSITIONS, Role
 from fedsea_mq.protocol.payload import WireDtype
 
 FINGERPRINT = "0123456789abcdef" * 4
 ATTEMPT = bytes(range(16))
+ADAPTER = AdapterRef("formal", FINGERPRINT)
 LOAD = m.Load(
     kv_positions_free=3,
     kv_positions_total=9,
@@ -32,6 +34,7 @@ BODIES: list[Any] = [
         dtype=WireDtype.INT8,
         client=b"peer",
         urgency=2,
+        adapter=ADAPTER,
     ),
     m.Accept(
         node="trunk-1", max_frame_positions=512, lease_ms=30_000, direct="tcp://10.0.0.7:65535"
@@ -45,6 +48,7 @@ BODIES: list[Any] = [
     m.Register(
         name="n", fingerprint=FINGERPRINT, head_blocks=0, tail_blocks=1024, hidden=64, load=LOAD,
         sessions=[bytes(16), b"\xff" * 16], role=Role.AGGREGATOR, run="silos",
+        adapters=[ADAPTER, AdapterRef("other", FINGERPRINT)],
     ),
     m.Registered(heartbeat_ms=1000, timeout_ms=5000),
     m.StatusReport(
@@ -97,6 +101,12 @@ _NO_LIST = [None, 5, SECRET, {}, {SECRET: 1}, [None], [5], [SECRET], [b"short"],
 _NO_ATTEMPT = [b"", bytes(15), bytes(17), "a" * 16, 5, None, SECRET]
 _NO_MEMBERS = [None, 5, SECRET, {}, [None], [5], [b"silo-1"], [""], ["a b"], [], ["a", "a"]]
 _NO_MAP = [None, 5, SECRET, [], [SECRET], {}, {SECRET: 1}]
+_REF = {"name": "formal", "digest": FINGERPRINT}
+_NO_REF = [
+    *_NO_MAP, {"name": "formal"}, {"digest": FINGERPRINT}, {**_REF, SECRET: 1},
+    *({**_REF, "name": name} for name in _NO_NAME), *({**_REF, "digest": d} for d in _NO_DIGEST),
+]  # fmt: skip
+_MANY_REFS = [{**_REF, "name": f"a{number}"} for number in range(MAX_ADAPTERS + 1)]
 
 WRONG: dict[str, list[Any]] = {
     "fingerprint": _NO_DIGEST,
@@ -159,6 +169,8 @@ WRONG: dict[str, list[Any]] = {
     "duty": ["rest", "TRAIN", "", 1, None, SECRET],
     "fate": ["lost", "COUNTED", "", 1, None, SECRET],
     "again_ms": [*_NO_MS, 0, 9],
+    "adapter": [ref for ref in _NO_REF if ref is not None],
+    "adapters": [None, 5, SECRET, {}, [_REF, _REF], _MANY_REFS, *([ref] for ref in _NO_REF)],
 }
 
 
