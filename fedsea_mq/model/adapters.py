@@ -19,7 +19,15 @@ import torch
 from safetensors.torch import save_file
 
 from fedsea_mq.errors import AdapterError, ConfigError
+from fedsea_mq.model.adapter_set import (
+    STAMP,
+    AdapterSet,
+    content_digest,
+    read_stamp,
+    write_stamp,
+)
 from fedsea_mq.model.lora import PROJECTIONS, Adapter, LoraSettings, check_adapter
+from fedsea_mq.model.partition import Cut, Part
 from fedsea_mq.model.safetensors_file import StoredTensor, stored_tensors
 
 CONFIG: Final = "adapter_config.json"
@@ -57,8 +65,10 @@ _UNDERSTOOD: Final = frozenset(
 _PLAIN: Final = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian")}
 
 
-def write_adapter(folder: Path, adapter: Adapter, settings: LoraSettings) -> None:
-    """Write an adapter of one part or of several.
+def write_adapter(
+    folder: Path, adapter: Adapter, settings: LoraSettings, of: AdapterSet | None = None
+) -> None:
+    """Write an adapter of one part or of several; `of` is the set that it is part of.
 
     Raises:
         AdapterError: the adapter is empty, or its names are not those of decoder blocks.
@@ -67,6 +77,7 @@ def write_adapter(folder: Path, adapter: Adapter, settings: LoraSettings) -> Non
     if not blocks:
         raise AdapterError(f"{folder}: an adapter without tensors is not written")
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / STAMP).unlink(missing_ok=True)
     tensors = {f"{_PREFIX}{name}": tensor.contiguous() for name, tensor in adapter.items()}
     partial = folder / f"{WEIGHTS}.partial"
     save_file(tensors, partial, metadata={"format": "pt"})
@@ -75,14 +86,16 @@ def write_adapter(folder: Path, adapter: Adapter, settings: LoraSettings) -> Non
     config = settings.config(blocks)
     config.inference_mode = True
     config.save_pretrained(folder)
+    if of is not None:
+        write_stamp(folder, of, content_digest(settings, sorted(adapter.items())))
 
 
 def merge_adapters(folders: Sequence[Path], out: Path) -> None:
     """Write the parts' adapters as one, which peft loads on the unsplit model.
 
     Raises:
-        AdapterError: different settings, a block in two parts, or what `AdapterFolder.open` and
-            `write_adapter` raise.
+        AdapterError: different settings, a block in two parts, parts of different sets, a set with
+            parts missing, or what `AdapterFolder.open` and `write_adapter` raise.
     """
     parts = [AdapterFolder.open(folder) for folder in folders]
     if len({part.settings for part in parts}) != 1:
@@ -90,8 +103,37 @@ def merge_adapters(folders: Sequence[Path], out: Path) -> None:
     blocks = [block for part in parts for block in part.blocks]
     if len(set(blocks)) < len(blocks):
         raise AdapterError(f"{out}: the parts' adapters have blocks in common")
+    sets = {part.stamp() for part in parts}
+    if len(sets) > 1:
+        raise AdapterError(f"{out}: the parts' adapters are not of one set")
+    (of,) = sets
+    if of is not None and (missing := of.blocks.difference(blocks)):
+        raise AdapterError(f"{out}: the set's adapters of blocks {_listed(missing)} are missing")
     tensors = {name: tensor for part in parts for name, tensor in part.read().items()}
-    write_adapter(out, tensors, parts[0].settings)
+    write_adapter(out, tensors, parts[0].settings, of)
+
+
+def split_adapter(folder: Path, cut: Cut, total: int, out: Path) -> list[Part]:
+    """Write an adapter of a model of `total` blocks as `out/head`, `out/trunk` and `out/tail`.
+
+    Each says which set it is of. A part whose blocks have no adapter gets no folder.
+
+    Raises:
+        AdapterError: a part's adapter already, blocks beyond the model, or as `AdapterFolder.open`.
+        IllegalCut: the cut leaves no trunk.
+    """
+    whole = AdapterFolder.open(folder)
+    of = whole.adapter_set()
+    if of.blocks != whole.blocks:
+        raise AdapterError(f"{folder}: of a part already; merge the parts first")
+    of.check_within(total)
+    written = []
+    for part in Part:
+        blocks = whole.blocks.intersection(cut.blocks(part, total))
+        if blocks:
+            write_adapter(out / part, whole.read(blocks), whole.settings, of)
+            written.append(part)
+    return written
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +172,26 @@ class AdapterFolder:
     def blocks(self) -> frozenset[int]:
         """The decoder blocks that have an adapter."""
         return frozenset(_block(name, self.settings) for name in self.stored)
+
+    def digest(self) -> str:
+        """SHA-256 of what the adapter computes, in hex; reads the file, a tensor at a time.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        stored = sorted(self.stored.items())
+        return content_digest(self.settings, ((name, one.read()) for name, one in stored))
+
+    def stamp(self) -> AdapterSet | None:
+        """The set that the folder says it is of. Raises `AdapterError` as `read_stamp`."""
+        of = read_stamp(self.folder, self.digest())
+        if of is not None and not self.blocks <= of.blocks:
+            raise AdapterError(f"{self.folder / STAMP}: a set without blocks that are here")
+        return of
+
+    def adapter_set(self) -> AdapterSet:
+        """The set that it is of: a folder that says nothing is one by itself."""
+        return self.stamp() or AdapterSet(self.digest(), self.blocks)
 
     def names(self) -> frozenset[str]:
         """The tensors that an adapter of these blocks and settings has."""
@@ -182,6 +244,10 @@ def _block(name: str, settings: LoraSettings) -> int:
     if kind == "lora_magnitude_vector" and not settings.dora:
         raise AdapterError(f"{name}: of DoRA, which the adapter's config does not say")
     return int(block)
+
+
+def _listed(blocks: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(blocks)))
 
 
 def _check_rank(name: str, shape: tuple[int, ...], settings: LoraSettings) -> None:

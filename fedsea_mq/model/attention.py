@@ -31,13 +31,15 @@ _SHORT_POSITIONS: Final = 16
 class Span:
     """`count` new positions of one session, the first at position `start`.
 
-    The outputs of the last `read` of them are of interest.
+    The outputs of the last `read` of them are of interest. `adapter` names what the blocks are run
+    with, if they hold adapters.
     """
 
     cache: KVCache
     start: int
     count: int
     read: int = 1
+    adapter: str | None = None
 
     @property
     def stop(self) -> int:

@@ -9,7 +9,7 @@ than either.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -21,6 +21,7 @@ from torch.nn.functional import linear
 
 from fedsea_mq.errors import AdapterError
 from fedsea_mq.model.lora import Adapter, LoraSettings, NamedBlocks, check_adapter
+from fedsea_mq.model.partition import block_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,24 +93,25 @@ class GroupedLoraLinear(nn.Module):
         """`[..., total, in]` to `[..., total, out]`, in the dtype of the base layer's output."""
         result = cast(torch.Tensor, self.base(inputs))
         segments = self._rows.segments
-        if all(segment.adapter is None for segment in segments):
+        if not any(segment.adapter in self.adapters for segment in segments):
             return result
         apart = torch.split(inputs, [segment.count for segment in segments], dim=-2)
         added = [self._added(rows, segment) for rows, segment in zip(apart, segments, strict=True)]
         return (result + torch.cat(added, dim=-2)).to(result.dtype)
 
     def _added(self, rows: torch.Tensor, segment: Segment) -> torch.Tensor:
-        if segment.adapter is None:
+        adapter = None if segment.adapter is None else self.adapters.get(segment.adapter)
+        if adapter is None:
             return rows.new_zeros((*rows.shape[:-1], self.out_features))
         seed = None if segment.seed is None else layer_seed(segment.seed, self.name)
-        return self.adapters[segment.adapter](rows, seed)
+        return adapter(rows, seed)
 
 
 class GroupedLora:
     """The adapters, by name, of a run of blocks whose target layers are replaced by grouped ones.
 
-    Adapters of one run have the same targets and no DoRA, which needs the norm of merged weights;
-    ranks may differ.
+    `targets` are those of all adapters together; each may have some of them only, in some of the
+    blocks, and ranks may differ. There is no DoRA, which needs the norm of merged weights.
     """
 
     def __init__(self, blocks: NamedBlocks, targets: Sequence[str]) -> None:
@@ -124,12 +126,23 @@ class GroupedLora:
             parent, _, child = name.rpartition(".")
             setattr(blocks.get_submodule(parent), child, layer)
 
-    def shapes(self, rank: int) -> dict[str, tuple[int, ...]]:
-        """The shapes of an adapter of `rank` for these blocks, by its tensors' names."""
+    def shapes(
+        self,
+        rank: int,
+        targets: Iterable[str] | None = None,
+        blocks: Container[int | None] | None = None,
+    ) -> dict[str, tuple[int, ...]]:
+        """The shapes of an adapter of `rank`, by its tensors' names.
+
+        For these targets and blocks; absent, for all there are.
+        """
+        chosen = self._targets if targets is None else frozenset(targets)
         shapes: dict[str, tuple[int, ...]] = {}
         for name, layer in self._layers.items():
-            shapes[f"{name}.lora_A.weight"] = (rank, layer.in_features)
-            shapes[f"{name}.lora_B.weight"] = (layer.out_features, rank)
+            of_block = blocks is None or block_of(name) in blocks
+            if of_block and name.rpartition(".")[2] in chosen:
+                shapes[f"{name}.lora_A.weight"] = (rank, layer.in_features)
+                shapes[f"{name}.lora_B.weight"] = (layer.out_features, rank)
         return shapes
 
     @contextmanager
@@ -141,7 +154,7 @@ class GroupedLora:
         """
         if not {segment.adapter for segment in segments} - {None} <= self._names:
             raise AdapterError("rows of an adapter that is not held")
-        before, self._rows.segments = self._rows.segments, segments
+        before, self._rows.segments = self._rows.segments, _runs(segments)
         try:
             yield
         finally:
@@ -150,17 +163,23 @@ class GroupedLora:
     def add(self, name: str, adapter: Adapter, settings: LoraSettings) -> None:
         """Put an adapter in: its tensors are held, not copied; segments with a seed have dropout.
 
+        A block that it has anything for, it has all its targets for; it may have no block here.
+
         Raises:
             AdapterError: the name is taken, DoRA, or targets, names or shapes of other layers.
         """
         if name in self._names:
             raise AdapterError("an adapter of this name is held already")
-        if settings.dora or set(settings.targets) != self._targets:
-            raise AdapterError("adapters side by side have no DoRA and all the same targets")
-        check_adapter(adapter, self.shapes(settings.rank))
+        if settings.dora or not set(settings.targets) <= self._targets:
+            raise AdapterError(
+                "adapters side by side have no DoRA and no other targets than agreed"
+            )
+        blocks = {block_of(tensor) for tensor in adapter}
+        check_adapter(adapter, self.shapes(settings.rank, settings.targets, blocks))
         for layer, module in self._layers.items():
-            a, b = adapter[f"{layer}.lora_A.weight"], adapter[f"{layer}.lora_B.weight"]
-            module.adapters[name] = LowRank(a, b, settings.scaling, settings.dropout)
+            if f"{layer}.lora_A.weight" in adapter:
+                a, b = adapter[f"{layer}.lora_A.weight"], adapter[f"{layer}.lora_B.weight"]
+                module.adapters[name] = LowRank(a, b, settings.scaling, settings.dropout)
         self._names.add(name)
 
     def remove(self, name: str) -> None:
@@ -168,3 +187,14 @@ class GroupedLora:
         self._names.discard(name)
         for module in self._layers.values():
             module.adapters.pop(name, None)
+
+
+def _runs(segments: Sequence[Segment]) -> Sequence[Segment]:
+    """Neighbours with one adapter as one segment."""
+    runs: list[Segment] = []
+    for segment in segments:
+        if runs and runs[-1].adapter == segment.adapter:
+            runs[-1] = Segment(segment.adapter, runs[-1].count + segment.count)
+        else:
+            runs.append(segment)
+    return runs

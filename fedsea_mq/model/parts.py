@@ -7,6 +7,7 @@ of one part. Every part runs a packed batch: `[total positions, hidden]`, spans 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -21,6 +22,7 @@ from fedsea_mq.model.attention import (
     compiled_attention,
 )
 from fedsea_mq.model.checkpoint import Checkpoint
+from fedsea_mq.model.grouped_lora import GroupedLora, Segment
 from fedsea_mq.model.int8_linear import Int8Linear
 from fedsea_mq.model.kv_cache import KVCache, KVShape
 from fedsea_mq.model.numerics import Numerics
@@ -29,7 +31,10 @@ from fedsea_mq.model.partition import LM_HEAD, Cut, Part, part_of
 
 
 class BlockRun(nn.Module):
-    """Consecutive decoder blocks over the sessions' KV caches; `dtype` is that of the states."""
+    """Consecutive decoder blocks over the sessions' KV caches; `dtype` is that of the states.
+
+    `adapters`, if there are any, are told whose each span is.
+    """
 
     def __init__(
         self, layers: Sequence[nn.Module], rotary: nn.Module, kv_shape: KVShape, dtype: torch.dtype
@@ -39,6 +44,7 @@ class BlockRun(nn.Module):
         self.rotary = rotary
         self.kv_shape = kv_shape
         self.dtype = dtype
+        self.adapters: GroupedLora | None = None
         self._compiled = compiled_attention(kv_shape)
 
     def new_cache(self, max_positions: int) -> KVCache:
@@ -54,9 +60,15 @@ class BlockRun(nn.Module):
         packed = hidden[None]
         rotation = self.rotary(packed, positions)
         layout = StepLayout.of(spans, compiled=self._compiled)
-        for layer in self.layers:
-            packed = layer(packed, position_embeddings=rotation, layout=layout)
+        with self._told(spans):
+            for layer in self.layers:
+                packed = layer(packed, position_embeddings=rotation, layout=layout)
         return packed[0]
+
+    def _told(self, spans: Sequence[Span]) -> AbstractContextManager[None]:
+        if self.adapters is None:
+            return nullcontext()
+        return self.adapters.told([Segment(span.adapter, span.count) for span in spans])
 
 
 class Head(nn.Module):

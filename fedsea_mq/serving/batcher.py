@@ -70,7 +70,8 @@ class Work(Generic[R]):
         if self._packed is None:
             self._packed = self.inputs()
         read = min(self.span.read, count)
-        span = Span(self.span.cache, self.span.start + start, count, read)
+        whole = self.span
+        span = Span(whole.cache, whole.start + start, count, read, whole.adapter)
         return self._packed[start : start + count], span
 
     def add(self, output: torch.Tensor, *, last: bool) -> R | None:
@@ -345,10 +346,15 @@ def _slice(work: SlicedWork[Any]) -> tuple[bool, Any]:
 
 
 def _by_forward(step: Sequence[Share[Work[Any]]]) -> list[list[Share[Work[Any]]]]:
+    """The shares of each pass; those with one adapter lie together, so that it runs once."""
     groups: dict[Forward, list[Share[Work[Any]]]] = {}
     for share in step:
         groups.setdefault(share.work.forward, []).append(share)
-    return list(groups.values())
+    return [sorted(shares, key=_adapter) for shares in groups.values()]
+
+
+def _adapter(share: Share[Work[Any]]) -> str:
+    return share.work.span.adapter or ""
 
 
 def _compute(shares: Sequence[Share[Work[Any]]]) -> list[Any]:
