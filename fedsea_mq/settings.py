@@ -21,6 +21,7 @@ from pydantic import (
 
 from fedsea_mq.errors import ConfigError
 from fedsea_mq.privacy.scale import NoiseMode
+from fedsea_mq.protocol.adapter_ref import MAX_ADAPTERS
 from fedsea_mq.protocol.bounded import Name
 from fedsea_mq.protocol.endpoint import reachable
 from fedsea_mq.protocol.payload import WireDtype
@@ -42,6 +43,7 @@ Megabytes = Annotated[int, Field(ge=1, le=1 << 20)]
 ComputeDtype = Literal["fp32", "bf16", "fp16"]
 # What is kept in memory: in the compute dtype, or smaller.
 Storage = Literal["auto", "int8"]
+Adapters = Annotated[dict[Name, Path], Field(max_length=MAX_ADAPTERS)]
 
 
 _BOOL_TAG: Final = "tag:yaml.org,2002:bool"
@@ -138,6 +140,9 @@ class TrunkSettings(Section):
         description="listen here for clients, too, so that states need not pass the broker; "
         "`tcp://ADDRESS:PORT`, or `*` for any port",
     )
+    adapters: Adapters = Field(
+        default_factory=dict, description="LoRA adapters that sessions may use, by name: folders"
+    )
 
 
 class Speculation(StrEnum):
@@ -175,6 +180,18 @@ class ClientSettings(Section):
         description="connect to the trunk nodes that offer it, so that states need not pass the "
         "broker; they then see this machine's address",
     )
+    adapters: Adapters = Field(
+        default_factory=dict, description="LoRA adapters of head and tail, by name: folders"
+    )
+    adapter: Name | None = Field(
+        None, description="the one of `adapters` that sessions use unless they say otherwise"
+    )
+
+    @model_validator(mode="after")
+    def _uses_what_it_has(self) -> Self:
+        if self.adapter is not None and self.adapter not in self.adapters:
+            raise ValueError(f"adapter {self.adapter} is none of client.adapters")
+        return self
 
 
 class LogSettings(Section):

@@ -11,8 +11,10 @@ So a position's noise depends on the key and on the tokens up to it. The same to
 position after the same prefix always carries the same noise, in a retry, a regeneration or another
 session: there is no second draw to average with. Anything else gets independent noise. `domain`
 holds what the state also depends on (model, cut, std), because the same noise at two scales would
-cancel out exactly. The price: the trunk can tell that two sessions of one client start with the
-same tokens, which near-equal states at useful noise scales tell it anyway.
+cancel out exactly; so does a chain of a head with an adapter, because the same noise on the states
+of two adapters would leave their exact difference. The price: the trunk can tell that two sessions
+of one client start with the same tokens, which near-equal states at useful noise scales tell it
+anyway.
 """
 
 from __future__ import annotations
@@ -70,9 +72,15 @@ class NoiseSource:
         said = f"{domain}|{std!r}".encode()
         self._root = blake2b(said, key=entropy(_KEY_BYTES), digest_size=32).digest()
 
-    def chain(self) -> NoiseChain:
-        """The empty chain of a new session."""
-        return NoiseChain([self._root])
+    def chain(self, adapter: str = "") -> NoiseChain:
+        """The empty chain of a new session.
+
+        `adapter` is the digest of what the head's weights are changed by. It is empty where they
+        are not changed: equal states must carry equal noise.
+        """
+        if not adapter:
+            return NoiseChain([self._root])
+        return NoiseChain([blake2b(adapter.encode(), key=self._root, digest_size=32).digest()])
 
     def add(self, states: torch.Tensor, digests: Sequence[bytes]) -> torch.Tensor:
         """`[positions, hidden]` states plus noise, in fp32; one digest of the chain a position."""

@@ -2,6 +2,6 @@
 
 from nodes.client.conversation import Conversation
 from nodes.client.generation import Completion, Generation, Token
-from nodes.client.node import ClientNode
+from nodes.client.node import USUAL, ClientNode
 
-__all__ = ["ClientNode", "Completion", "Conversation", "Generation", "Token"]
+__all__ = ["USUAL", "ClientNode", "Completion", "Conversation", "Generation", "Token"]

@@ -1,9 +1,10 @@
 """`python -m nodes.client --config FILE`: a client node driven by JSON lines.
 
 Requests come on standard input, one object a line: `id`, one of `prompt` (text), `messages` (chat)
-or `tokens` (ids), and optionally `sampling` and `logits` (a file to write each step's logits to,
-as a NumPy array `[steps, vocab]`). Many run at once. Answers go to standard output: `text` as it
-comes, then `done` with the whole and its cost, or `error`. The end of the input ends the process.
+or `tokens` (ids), and optionally `sampling`, `adapter` (a name, or null for none) and `logits` (a
+file to write each step's logits to, as a NumPy array `[steps, vocab]`). Many run at once. Answers
+go to standard output: `text` as it comes, then `done` with the whole and its cost, or `error`. The
+end of the input ends the process.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.serving.memory import peak_rss_bytes
 from fedsea_mq.settings import Settings
 from nodes.client.generation import Generation
-from nodes.client.node import ClientNode
+from nodes.client.node import USUAL, ClientNode
 
 _MAX_LINE_BYTES = 16 << 20
 
@@ -42,6 +43,7 @@ class Request(BaseModel):
     messages: list[dict[str, str]] | None = None
     tokens: list[int] | None = None
     sampling: SamplingSettings = SamplingSettings()
+    adapter: str | None = USUAL
     logits: Path | None = None
 
     @model_validator(mode="after")
@@ -126,10 +128,12 @@ def _wrong(error: ValidationError) -> str:
 def _generation(client: ClientNode, request: Request, steps: list[torch.Tensor]) -> Generation:
     on_logits = None if request.logits is None else lambda logits: steps.append(logits.cpu())
     if request.messages is not None:
-        return client.chat(request.messages, request.sampling, on_logits=on_logits)
+        return client.chat(
+            request.messages, request.sampling, adapter=request.adapter, on_logits=on_logits
+        )
     prompt = request.prompt if request.prompt is not None else request.tokens
     assert prompt is not None
-    return client.generate(prompt, request.sampling, on_logits=on_logits)
+    return client.generate(prompt, request.sampling, adapter=request.adapter, on_logits=on_logits)
 
 
 def _report(generation: Generation, ids: list[int], text: str) -> dict[str, Any]:

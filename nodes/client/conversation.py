@@ -21,7 +21,7 @@ class Conversation:
 
     def __init__(
         self,
-        new_session: Callable[[int], ClientSession],
+        new_session: Callable[[int, str | None], ClientSession],
         render: Callable[[list[Message]], list[int]],
         plan: GenerationPlan,
         max_positions: int,
@@ -87,7 +87,7 @@ class Conversation:
     async def _session_at(self, prompt: list[int]) -> ClientSession:
         """The session, rolled back to what it has in common with `prompt`."""
         if self._session is None:
-            session = self._new_session(self._max_positions)
+            session = self._new_session(self._max_positions, self._plan.adapter)
             self._session = await self._stack.enter_async_context(session)
         # At least the last token is advanced over: its logits are wanted.
         common = self._session.known(prompt[:-1])

@@ -65,11 +65,17 @@ class DraftModel:
 
 
 class ModelDrafts:
-    """The guesses of a model for one generation, greedy, with a cache of their own."""
+    """The guesses of a model for one generation, greedy, with a cache of their own.
 
-    def __init__(self, model: Drafter, batcher: Batcher, positions: int) -> None:
+    `adapter` is that of the session, for a model which is made of the session's parts.
+    """
+
+    def __init__(
+        self, model: Drafter, batcher: Batcher, positions: int, adapter: str | None
+    ) -> None:
         self._model = model
         self._batcher = batcher
+        self._adapter = adapter
         self._positions = min(positions, model.max_positions)
         self._cache = model.new_cache(self._positions)
         self._seen: list[int] = []
@@ -96,7 +102,7 @@ class ModelDrafts:
         work = Work(
             self._owner,
             self._model.run,
-            Span(self._cache, start, len(tokens)),
+            Span(self._cache, start, len(tokens), adapter=self._adapter),
             lambda: ids,
             lambda outputs: int(outputs[-1][-1].argmax()),
         )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 
-from fedsea_mq.errors import NotRunning
+from fedsea_mq.errors import AdapterError, NotRunning
 from fedsea_mq.model.attention import Span
 from fedsea_mq.model.calibration import calibration_ids
 from fedsea_mq.model.checkpoint import Checkpoint
@@ -25,6 +25,7 @@ from fedsea_mq.serving.batcher import Batcher
 from fedsea_mq.serving.compute_thread import compute_thread
 from fedsea_mq.serving.scheduler import StepLimits
 from fedsea_mq.settings import Settings, Speculation
+from nodes.client.adapters import ClientAdapter, load_adapters
 from nodes.client.draft_model import Drafter, DraftModel
 from nodes.client.early_exit import EarlyExit
 
@@ -40,6 +41,16 @@ class Loaded:
     head_rms: float
     noise: NoiseSource
     spec: PayloadSpec
+    adapters: Mapping[str, ClientAdapter]
+
+    def adapter(self, name: str | None) -> ClientAdapter:
+        """What a session with this adapter, or without one, runs with. Raises `AdapterError`."""
+        if name is None:
+            return ClientAdapter()
+        if name not in self.adapters:
+            held = ", ".join(sorted(self.adapters)) or "none"
+            raise AdapterError(f"adapter {name}: not one of client.adapters; there are: {held}")
+        return self.adapters[name]
 
     @property
     def max_positions(self) -> int:
@@ -115,7 +126,7 @@ class ClientEngine:
 
 
 def load(settings: Settings) -> Loaded:
-    """Read head and tail, measure the head's output, and set the noise from it."""
+    """Read head and tail, set the noise from the head's output, and add the adapters."""
     model = settings.model
     cut = Cut(model.head_blocks, model.tail_blocks)
     checkpoint = Checkpoint.open(model.path)
@@ -123,8 +134,10 @@ def load(settings: Settings) -> Loaded:
     head, tail = load_client(checkpoint, cut, Numerics.of(model))
     rms = _head_rms(checkpoint, head, model.device)
     std = noise_std(settings.noise.mode, settings.noise.scale, rms)
+    noise = NoiseSource(std, fingerprint)
     spec = PayloadSpec(settings.client.wire_dtype, checkpoint.hidden)
-    return Loaded(checkpoint, fingerprint, head, tail, rms, NoiseSource(std, fingerprint), spec)
+    adapters = load_adapters(settings.client.adapters, checkpoint, cut, head, tail)
+    return Loaded(checkpoint, fingerprint, head, tail, rms, noise, spec, adapters)
 
 
 def _head_rms(checkpoint: Checkpoint, head: Head, device: str) -> float:

@@ -103,6 +103,8 @@ class GenerationPlan:
     on_logits: Callable[[torch.Tensor], None] | None = None
     # Makes the drafts of a generation of so many positions, if there are to be any.
     drafts: Callable[[int], Drafting] | None = None
+    # What the session is to run with.
+    adapter: str | None = None
 
     @property
     def ends(self) -> frozenset[int]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import Self
+from functools import partial
+from typing import Final, Self
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -31,6 +32,8 @@ _log = get_logger(__name__)
 _GREEDY = SamplingSettings()
 # The trunk reserves KV for all of them, so not as many as a long-context model could take.
 _CHAT_POSITIONS = 4096
+# Not a name that an adapter can have: the one of the settings, `client.adapter`, if there is one.
+USUAL: Final = "*"
 OnLogits = Callable[[torch.Tensor], None]
 
 
@@ -41,9 +44,11 @@ class ClientNode:
             async for token in client.generate("Once"):
                 print(token.text, end="")
 
-    `make_link` is what connects it to others, for links that are not plain.
+    `make_link` is what connects it to others, for links that are not plain. Where an `adapter` can
+    be named, it is one of `client.adapters`; by default that of `client.adapter`, and None is none.
 
-    Raises on entry: `CheckpointError`, `UnsupportedModel` or `IllegalCut`, as the model says.
+    Raises on entry: `CheckpointError`, `UnsupportedModel`, `IllegalCut` or `AdapterError`, as the
+    model and the adapters say.
     """
 
     def __init__(self, settings: Settings, make_link: MakeLink = PeerLink) -> None:
@@ -101,6 +106,7 @@ class ClientNode:
         prompt: str | Sequence[int],
         sampling: SamplingSettings = _GREEDY,
         *,
+        adapter: str | None = USUAL,
         on_logits: OnLogits | None = None,
     ) -> Generation:
         """Continue a text, or token ids.
@@ -110,55 +116,73 @@ class ClientNode:
         Raises, when iterated:
             InvalidPrompt: empty, or ids outside the vocabulary.
             ContextOverflow: prompt and new tokens exceed the model's positions.
+            AdapterError: the client has no adapter of this name.
             RemoteError: as the broker or the trunk says.
         """
         ids = self._encode(prompt) if isinstance(prompt, str) else list(prompt)
-        return self._generation(ids, self._plan(sampling, on_logits=on_logits))
+        return self._generation(ids, self._plan(sampling, adapter, on_logits=on_logits))
 
     def chat(
         self,
         messages: list[Message],
         sampling: SamplingSettings = _GREEDY,
         *,
+        adapter: str | None = USUAL,
         on_logits: OnLogits | None = None,
     ) -> Generation:
         """Answer chat messages (`role`, `content`) by the model's chat template; see `generate`."""
-        plan = self._plan(sampling, strip_start=True, on_logits=on_logits)
+        plan = self._plan(sampling, adapter, strip_start=True, on_logits=on_logits)
         return self._generation(self._render(messages), plan)
 
     def conversation(
-        self, sampling: SamplingSettings = _GREEDY, max_positions: int = _CHAT_POSITIONS
+        self,
+        sampling: SamplingSettings = _GREEDY,
+        max_positions: int = _CHAT_POSITIONS,
+        *,
+        adapter: str | None = USUAL,
     ) -> Conversation:
         """A chat that keeps its session, of at most `max_positions` tokens, from turn to turn."""
         positions = min(max_positions, self.model.max_positions)
-        plan = self._plan(sampling, strip_start=True)
+        plan = self._plan(sampling, adapter, strip_start=True)
         return Conversation(self.session, self._render, plan, positions)
 
     async def log_likelihoods(
-        self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]
+        self,
+        prompt: Sequence[int],
+        continuations: Sequence[Sequence[int]],
+        *,
+        adapter: str | None = USUAL,
     ) -> list[float]:
         """The natural log-likelihood of each continuation, its tokens summed, given the prompt.
 
         Raises:
             InvalidPrompt: an empty prompt or continuation, or ids outside the vocabulary.
             ContextOverflow: more positions than the model holds.
+            AdapterError: the client has no adapter of this name.
             RemoteError: as the broker or the trunk says.
         """
         check_continuations(continuations, self.model.vocab)
         positions = self._positions(prompt, max(map(len, continuations)))
-        async with self.session(positions) as session:
+        async with self.session(positions, adapter) as session:
             return await log_likelihoods(session, prompt, continuations)
 
-    def session(self, max_positions: int) -> ClientSession:
-        """A bare session, to advance token by token. Use with `async with`."""
+    def session(self, max_positions: int, adapter: str | None = USUAL) -> ClientSession:
+        """A bare session, to advance token by token. Use with `async with`.
+
+        Raises:
+            AdapterError: the client has no adapter of this name.
+        """
         if self._wires is None:
             raise NotRunning("the client node is not running")
-        return ClientSession(self._engine, self._wires, max_positions)
+        return ClientSession(self._engine, self._wires, max_positions, self._named(adapter))
+
+    def _named(self, adapter: str | None) -> str | None:
+        return self._settings.client.adapter if adapter == USUAL else adapter
 
     def _generation(self, prompt: list[int], plan: GenerationPlan) -> Generation:
         async def steps(generation: Generation) -> AsyncGenerator[Token]:
             positions = self._positions(prompt, plan.sampling.max_new_tokens)
-            async with self.session(positions) as session:
+            async with self.session(positions, plan.adapter) as session:
                 async for token in decode(session, prompt, plan, generation):
                     yield token
 
@@ -179,6 +203,7 @@ class ClientNode:
     def _plan(
         self,
         sampling: SamplingSettings,
+        adapter: str | None,
         *,
         strip_start: bool = False,
         on_logits: OnLogits | None = None,
@@ -189,13 +214,14 @@ class ClientNode:
             tokenizer = None
         eos = self._eos(tokenizer)
         speculates = self._settings.client.speculation is not Speculation.OFF
-        drafts = self._drafting if speculates else None
-        return GenerationPlan(tokenizer, eos, sampling, strip_start, on_logits, drafts)
+        named = self._named(adapter)
+        drafts = partial(self._drafting, named) if speculates else None
+        return GenerationPlan(tokenizer, eos, sampling, strip_start, on_logits, drafts, named)
 
-    def _drafting(self, positions: int) -> Drafting:
+    def _drafting(self, adapter: str | None, positions: int) -> Drafting:
         drafter, batcher = self._engine.drafter, self._engine.batcher
         source: Drafts = (
-            PromptLookup() if drafter is None else ModelDrafts(drafter, batcher, positions)
+            PromptLookup() if drafter is None else ModelDrafts(drafter, batcher, positions, adapter)
         )
         return Drafting(self._draft_length, source)
 

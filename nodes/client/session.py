@@ -50,17 +50,22 @@ class Wires:
 class ClientSession:
     """Up to `max_positions` positions cached on three parts. Use with `async with`.
 
+    All three run with the `adapter` of this name. Raises `AdapterError` if the client has none.
+
     One call at a time: `advance` and `roll_back` are steps of a single sequence.
     """
 
-    def __init__(self, engine: ClientEngine, wires: Wires, max_positions: int) -> None:
+    def __init__(
+        self, engine: ClientEngine, wires: Wires, max_positions: int, adapter: str | None
+    ) -> None:
         self._engine = engine
         self._wires = wires
         self._max_positions = max_positions
         self._loaded = engine.loaded
+        self._adapter = self._loaded.adapter(adapter)
         self._head_cache, self._tail_cache = engine.new_caches(max_positions)
         self._log = SentLog(self._loaded.spec.part_sizes(1))
-        self._chain = self._loaded.noise.chain()
+        self._chain = self._loaded.noise.chain(self._adapter.head)
         self._accept: Accept | None = None
         self._path: DirectPath | None = None
         self._id = b""
@@ -122,6 +127,7 @@ class ClientSession:
             fingerprint=self._loaded.fingerprint,
             max_positions=self._max_positions,
             dtype=self._loaded.spec.dtype,
+            adapter=self._adapter.trunk,
         )
         try:
             reply = await self._wires.requests.ask(Kind.OPEN, asked, session=self._id)
@@ -187,7 +193,7 @@ class ClientSession:
             return encode_states(states, loaded.spec.dtype)
 
         ids = torch.tensor(list(tokens), device=self._head_device)
-        span = Span(self._head_cache, start, len(tokens))
+        span = Span(self._head_cache, start, len(tokens), adapter=self._adapter.name)
         work = Work(self._owner, self._engine.run_head, span, lambda: ids, finish)
         fresh = await self._engine.batcher.run(work)
         return self._log.record(start, tokens, fresh)
@@ -258,7 +264,7 @@ class ClientSession:
         work = Work(
             self._owner,
             self._engine.run_tail,
-            Span(self._tail_cache, start, returned, min(rows, returned)),
+            Span(self._tail_cache, start, returned, min(rows, returned), self._adapter.name),
             inputs,
             lambda outputs: read(joined(outputs)),
         )

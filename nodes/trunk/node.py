@@ -13,15 +13,17 @@ from typing import Self
 
 import torch
 
-from fedsea_mq.errors import FedSeaError, NotRunning
+from fedsea_mq.errors import AdapterError, FedSeaError, NotRunning
 from fedsea_mq.log import get_logger
 from fedsea_mq.model.attention import Span
 from fedsea_mq.model.checkpoint import Checkpoint
+from fedsea_mq.model.held_adapters import hold_adapters, open_adapters
 from fedsea_mq.model.kv_cache import KVCache
 from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.model.partition import Cut
 from fedsea_mq.model.parts import BlockRun, load_trunk, split_spans, weight_bytes
 from fedsea_mq.model.wire_states import decode_states, encode_states
+from fedsea_mq.protocol.adapter_ref import AdapterRef
 from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Load, Register
 from fedsea_mq.protocol.payload import WireDtype
@@ -58,8 +60,8 @@ _EXPIRY_CHECK_S = 0.5
 class TrunkNode:
     """Serves the model's middle blocks while inside `async with`; trains them, if it has a run.
 
-    Raises on entry: `CheckpointError`, `UnsupportedModel` or `IllegalCut`, as the model says;
-    `ConfigError` for numbers that it cannot both serve and train in.
+    Raises on entry: `CheckpointError`, `UnsupportedModel`, `IllegalCut` or `AdapterError`, as the
+    model and the adapters say; `ConfigError` for numbers that it cannot both serve and train in.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -162,7 +164,13 @@ class TrunkNode:
         checkpoint = Checkpoint.open(model.path)
         run = load_trunk(checkpoint, cut, replace(Numerics.of(model), trains=self._trains))
         hidden = checkpoint.hidden
-        offer = _Offer(checkpoint.fingerprint(cut), cut, hidden, checkpoint.max_positions)
+        offer = _Offer(
+            checkpoint.fingerprint(cut),
+            cut,
+            hidden,
+            checkpoint.max_positions,
+            _adapters(run, self._settings, checkpoint.blocks),
+        )
         compute = trunk_compute(run, self._settings, hidden) if self._trains else None
         return run, offer, compute
 
@@ -187,6 +195,7 @@ class TrunkNode:
             max_frame_positions=trunk.max_frame_positions,
             lease_s=trunk.lease_s,
             direct=direct,
+            adapters=offer.adapters,
         )
 
     def _receive(self, frame: Frame, origin: bytes) -> None:
@@ -248,7 +257,7 @@ class TrunkNode:
         return Work(
             work.owner,
             self._running.forward,
-            Span(cache, body.cached, body.count),
+            Span(cache, body.cached, body.count, adapter=work.adapter),
             inputs,
             partial(_encode_last, returned=body.returned, dtype=work.spec.dtype),
         )
@@ -274,6 +283,7 @@ class TrunkNode:
             load=self._load_now(),
             sessions=[*parts.sessions.ids, *parts.training_sessions],
             run=self._settings.training.run,
+            adapters=list(parts.offer.adapters),
         )
 
     def _load_now(self) -> Load:
@@ -291,12 +301,22 @@ class TrunkNode:
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
-    """What the checkpoint says of the trunk."""
+    """What the checkpoint says of the trunk, and the adapters that it holds."""
 
     fingerprint: str
     cut: Cut
     hidden: int
     max_positions: int
+    adapters: Sequence[AdapterRef]
+
+
+def _adapters(run: BlockRun, settings: Settings, total: int) -> Sequence[AdapterRef]:
+    """Put the settings' adapters into the blocks. Raises `AdapterError`."""
+    opened = open_adapters(settings.trunk.adapters, total)
+    for name, found in hold_adapters(run, opened).items():
+        if not found:
+            raise AdapterError(f"trunk.adapters.{name}: nothing for any of the trunk's blocks")
+    return [AdapterRef(name, one.of.digest) for name, one in opened.items()]
 
 
 @dataclass(frozen=True, slots=True)
