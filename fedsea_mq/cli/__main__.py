@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from fedsea_mq import __version__
 from fedsea_mq.cli import options
+from fedsea_mq.cli.adapters import adapters
 from fedsea_mq.cli.bench.command import bench
 from fedsea_mq.cli.output import console, print_json, print_table, progress_console
 from fedsea_mq.entry import leaves
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench, name="bench")
+app.add_typer(adapters, name="adapters")
 Count = Annotated[int, typer.Option("--n", min=1, help="Examples of a task.")]
 
 
@@ -95,6 +97,7 @@ def generate(
     repetition_penalty: options.RepetitionPenalty = 1.0,
     seed: options.Seed = None,
     stop: options.Stop = None,
+    adapter: options.Adapter = None,
 ) -> None:
     """Continue a text on a running system; tokens appear as they come."""
     from fedsea_mq.cli.talk import generate as run
@@ -109,7 +112,8 @@ def generate(
         seed=seed,
         stop=tuple(stop or ()),
     )
-    _run(run(_quiet(config, set_), text, sampling, as_chat=as_chat, as_json=as_json))
+    settings = _with_adapter(_quiet(config, set_), adapter)
+    _run(run(settings, text, sampling, as_chat=as_chat, as_json=as_json))
 
 
 @app.command()
@@ -122,6 +126,7 @@ def chat(
     top_p: options.TopP = 1.0,
     repetition_penalty: options.RepetitionPenalty = 1.0,
     seed: options.Seed = None,
+    adapter: options.Adapter = None,
 ) -> None:
     """Talk with the model on a running system."""
     from fedsea_mq.cli.talk import chat as run
@@ -134,7 +139,7 @@ def chat(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    _run(run(_quiet(config, set_), sampling))
+    _run(run(_with_adapter(_quiet(config, set_), adapter), sampling))
 
 
 @app.command()
@@ -184,10 +189,15 @@ def verify(
     new_tokens: Annotated[int, typer.Option(min=2)] = 32,
     max_prompt_tokens: Annotated[int, typer.Option(min=1)] = 512,
     every_cut: Annotated[bool, typer.Option(help="Every legal cut instead of one.")] = False,
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With this adapter of the unsplit model.")
+    ] = None,
     set_: options.Overrides = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Compare the split system, over real processes, with the unsplit model.
+
+    With an adapter, the unsplit model is peft's.
 
     Exits 1 if fp32 differs. Other dtypes, and int8 weights and KV cache, round: what that makes
     of the logits is reported, and no bound is held.
@@ -198,7 +208,7 @@ def verify(
     settings = _quiet(None, set_).replace(
         model={"path": model, "head_blocks": head, "tail_blocks": tail, "dtype": dtype}
     )
-    asks = Ask(prompts, count, new_tokens, max_prompt_tokens)
+    asks = Ask(prompts, count, new_tokens, max_prompt_tokens, adapter)
     verdicts = _run(run(settings, asks, every_cut=every_cut))
     if as_json:
         found = [verdict.as_json() for verdict in verdicts]
@@ -301,10 +311,11 @@ def evaluate(
     count: Count = 200,
     seed: Annotated[int, typer.Option(help="Of the worlds, or of which examples.")] = 1000,
     join: Annotated[bool, typer.Option(help="Use the running broker of the settings.")] = False,
+    adapter: options.Adapter = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Score a task, or the embedded three, with the settings' noise and without."""
-    settings = _quiet(config, set_)
+    settings = _with_adapter(_quiet(config, set_), adapter)
     if task is None and data is not None:
         raise ConfigError("--data: of which --task?")
     from fedsea_mq.tasks.registry import find
@@ -400,6 +411,10 @@ def _sampling(**fields: Any) -> Any:
 def _quiet(config: Path | None, overrides: list[str] | None) -> Settings:
     """Settings of a command that prints results: logs only what went wrong, unless asked."""
     return Settings.load(config, overrides or [], ["log.level=warning"])
+
+
+def _with_adapter(settings: Settings, name: str | None) -> Settings:
+    return settings if name is None else settings.replace(client={"adapter": name})
 
 
 def _arguments(config: Path | None, overrides: list[str] | None) -> list[str]:

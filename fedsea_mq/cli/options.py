@@ -21,4 +21,7 @@ TopK = Annotated[int, typer.Option(min=0, help="0 is off.")]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="1 is off.")]
 RepetitionPenalty = Annotated[float, typer.Option(min=0.01, help="1 is off.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the sampling, never of the noise.")]
+Adapter = Annotated[
+    str | None, typer.Option(metavar="NAME", help="One of client.adapters, for all that is asked.")
+]
 Stop = Annotated[list[str] | None, typer.Option(help="Stop string; may be repeated.")]

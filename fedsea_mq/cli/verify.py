@@ -17,14 +17,16 @@ from fedsea_mq.cli.output import progress_bar
 from fedsea_mq.cli.processes import Child, LocalSystem
 from fedsea_mq.cli.prompts import prompt_tokens
 from fedsea_mq.errors import CheckpointError, ProcessFailed
+from fedsea_mq.model.adapters import AdapterFolder
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.numerics import DTYPES
-from fedsea_mq.model.partition import Cut, legal_cuts
+from fedsea_mq.model.partition import Cut, Part, legal_cuts
 from fedsea_mq.settings import ModelSettings, Settings
 
 _Logits = np.ndarray[Any, np.dtype[np.float32]]
 # What batching and the order of sums may change in a logit of fp32.
 _EQUAL: Final = 1e-4
+_ADAPTER: Final = "verified"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class Ask:
     count: int
     new_tokens: int
     max_prompt_tokens: int
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,29 +90,50 @@ async def verify(settings: Settings, asks: Ask, *, every_cut: bool) -> list[Verd
         task = progress.add_task("cuts", total=len(cuts))
         runs = []
         for cut in cuts:
-            runs.append(await _run_split(settings, cut, prompts, asks.new_tokens))
+            adapted = _adapted(settings, asks.adapter, checkpoint, cut)
+            runs.append(await _run_split(adapted, cut, prompts, asks.new_tokens))
             progress.advance(task)
     # Last, so that this process never holds the unsplit model while it starts the others.
-    oracle = _oracle(checkpoint, settings, prompts, asks.new_tokens)
+    oracle = _oracle(_unsplit(checkpoint, model, asks.adapter), prompts, asks.new_tokens)
     floor = checkpoint.hidden * DTYPES[model.dtype].itemsize
     return [run.against(oracle, model, floor) for run in runs]
 
 
-def _oracle(
-    checkpoint: Checkpoint, settings: Settings, prompts: Sequence[list[int]], new_tokens: int
-) -> list[_Answer]:
-    """`generate` of the unsplit transformers model, with the logits it chose from."""
-    torch.set_num_threads(settings.model.threads)
-    disable_progress_bar()  # of reading weights that are here already
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint.folders[0], dtype=DTYPES[settings.model.dtype]
+def _adapted(
+    settings: Settings, adapter: Path | None, checkpoint: Checkpoint, cut: Cut
+) -> Settings:
+    """The settings with the adapter for all sessions; the trunk has it if anything is for it."""
+    if adapter is None:
+        return settings
+    at_trunk = AdapterFolder.open(adapter).blocks.intersection(
+        cut.blocks(Part.TRUNK, checkpoint.blocks)
     )
-    model = model.to(settings.model.device).eval()
+    held = {_ADAPTER: str(adapter)}
+    return settings.replace(
+        trunk={"adapters": held if at_trunk else {}},
+        client={"adapters": held, "adapter": _ADAPTER},
+    )
+
+
+def _unsplit(checkpoint: Checkpoint, model: ModelSettings, adapter: Path | None) -> Any:
+    """The transformers model, with peft's adapter on it if there is one."""
+    torch.set_num_threads(model.threads)
+    disable_progress_bar()  # of reading weights that are here already
+    unsplit = AutoModelForCausalLM.from_pretrained(checkpoint.folders[0], dtype=DTYPES[model.dtype])
+    if adapter is not None:
+        from peft import PeftModel
+
+        unsplit = PeftModel.from_pretrained(unsplit, adapter)
+    return unsplit.to(model.device).eval()
+
+
+def _oracle(model: Any, prompts: Sequence[list[int]], new_tokens: int) -> list[_Answer]:
+    """`generate` of the unsplit model, with the logits it chose from."""
     answers = []
     for prompt in prompts:
-        ids = torch.tensor([prompt], device=settings.model.device)
+        ids = torch.tensor([prompt], device=model.device)
         out = model.generate(
-            ids,
+            input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=new_tokens,
             do_sample=False,
