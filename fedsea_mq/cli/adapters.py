@@ -57,6 +57,7 @@ def show(
     if as_json:
         print_json(said)
     else:
+        said |= {key: said[key][:12] for key in ("digest", "set")}
         print_table(str(adapter), ["", ""], [(key, _cell(value)) for key, value in said.items()])
 
 

@@ -170,10 +170,10 @@ class GroupedLora:
         """
         if name in self._names:
             raise AdapterError("an adapter of this name is held already")
-        if settings.dora or not set(settings.targets) <= self._targets:
-            raise AdapterError(
-                "adapters side by side have no DoRA and no other targets than agreed"
-            )
+        if settings.dora:
+            raise AdapterError("adapters side by side have no DoRA")
+        if adapter and not set(settings.targets) <= self._targets:
+            raise AdapterError(f"adapters here are of {', '.join(sorted(self._targets))}")
         blocks = {block_of(tensor) for tensor in adapter}
         check_adapter(adapter, self.shapes(settings.rank, settings.targets, blocks))
         for layer, module in self._layers.items():

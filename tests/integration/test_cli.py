@@ -17,7 +17,12 @@ from typing import Any
 
 import pytest
 
+from fedsea_mq.model.adapters import split_adapter
+from fedsea_mq.model.checkpoint import Checkpoint
+from fedsea_mq.model.lora import LoraSettings
+from fedsea_mq.model.partition import Cut
 from fedsea_mq.settings import Settings
+from tests.adapters import make_adapter, with_adapter
 
 ROOT = Path(__file__).parents[2]
 
@@ -214,7 +219,7 @@ def test_eval_names_the_line_of_a_bad_record_and_starts_nothing(tmp_path: Path) 
     assert "sesame" not in told
 
 
-def test_shards_are_served_without_the_whole_model(tmp_path: Path) -> None:
+def test_shards_and_parts_of_an_adapter_are_served_without_the_whole(tmp_path: Path) -> None:
     out = tmp_path / "shards"
     sizes = report("shard", "--model", "embedded", "--out", str(out), "--head", "2", "--tail", "1")
     assert sizes["trunk"] > sizes["tail"] > 0
@@ -226,12 +231,26 @@ def test_shards_are_served_without_the_whole_model(tmp_path: Path) -> None:
         folder.mkdir()
         for part in parts:
             (out / part).rename(folder / part)
-    with system_up(tmp_path, f"model.path={trunk_only}", "model.head_blocks=2") as config:
+    checkpoint = Checkpoint.open("embedded")
+    adapter = make_adapter(
+        checkpoint.folders[0], tmp_path / "formal", LoraSettings(), blocks=[1, 2]
+    )
+    parts_of = tmp_path / "parts"
+    split_adapter(adapter, Cut(2, 1), checkpoint.blocks, parts_of)
+    (parts_of / "trunk").rename(tmp_path / "at the trunk")
+    trunks = [f"model.path={trunk_only}", "model.head_blocks=2", "trunk.nodes=1", "noise.mode=off"]
+    held = f"trunk.adapters={{formal: {tmp_path / 'at the trunk'}}}"
+    prompt = "Kewyn keeps a striped dog."
+    with system_up(tmp_path, *trunks, held) as config:
         answer = report(
-            "generate", "Kewyn keeps a striped dog.", "--config", str(config),
-            "--set", f"model.path={client_only}", "--max-new-tokens", "8",
+            "generate", prompt, "--config", str(config), "--max-new-tokens", "8",
+            "--set", f"model.path={client_only}", "--set", "client.wire_dtype=fp32",
+            "--set", f"client.adapters={{formal: {parts_of}}}", "--adapter", "formal",
         )  # fmt: skip
-    assert answer["new_tokens"] >= 1
+    ids = checkpoint.tokenizer(prompt, return_tensors="pt")
+    model = with_adapter(checkpoint.folders[0], adapter)
+    told = model.generate(**ids, max_new_tokens=8, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    assert answer["text"] == checkpoint.tokenizer.decode(told, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize(

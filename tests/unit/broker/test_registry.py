@@ -5,14 +5,24 @@ from __future__ import annotations
 import pytest
 
 from broker.registry import Registry
-from fedsea_mq.errors import Busy, FingerprintMismatch, LimitExceeded, NodeUnknown
+from fedsea_mq.errors import (
+    AdapterMismatch,
+    AdapterUnknown,
+    Busy,
+    FingerprintMismatch,
+    LimitExceeded,
+    NodeUnknown,
+)
+from fedsea_mq.protocol.adapter_ref import AdapterRef
 from fedsea_mq.protocol.messages import MAX_NODES, MAX_SESSIONS_A_NODE, Open
 from fedsea_mq.protocol.payload import WireDtype
 from tests.unit.broker.placing import LLAMA, QWEN, load, offer
 
 
-def asks(positions: int, fingerprint: str = LLAMA) -> Open:
-    return Open(fingerprint=fingerprint, max_positions=positions, dtype=WireDtype.FP16)
+def asks(positions: int, fingerprint: str = LLAMA, adapter: AdapterRef | None = None) -> Open:
+    return Open(
+        fingerprint=fingerprint, max_positions=positions, dtype=WireDtype.FP16, adapter=adapter
+    )
 
 
 @pytest.fixture
@@ -98,3 +108,34 @@ def test_the_number_of_nodes_is_bounded_and_known_ones_may_still_renew() -> None
 
 def test_statuses_are_sorted_by_name(registry: Registry) -> None:
     assert [status.name for status in registry.statuses(1.0)] == ["large", "other", "small"]
+
+
+FORMAL, OTHER = AdapterRef("formal", "12" * 32), AdapterRef("formal", "34" * 32)
+
+
+def test_a_session_goes_to_a_node_that_holds_its_adapter_whoever_has_more_room(
+    registry: Registry,
+) -> None:
+    registry.register(b"small", offer("small", free=60, adapters=[FORMAL]), 0.0)
+    assert registry.place(asks(10, adapter=FORMAL), 0.0).peer == b"small"
+    assert registry.place(asks(10), 0.0).peer == b"large"
+    # A node of another set under the same name is no choice, and neither is waiting for one.
+    registry.register(b"large", offer("large", free=100, adapters=[OTHER]), 0.0)
+    assert registry.place(asks(10, adapter=FORMAL), 0.0).peer == b"small"
+    assert registry.place(asks(10, adapter=OTHER), 0.0).peer == b"large"
+    with pytest.raises(Busy):
+        registry.place(asks(70, adapter=FORMAL), 0.0)
+
+
+def test_given_no_node_with_the_adapter_then_the_refusal_names_it(registry: Registry) -> None:
+    with pytest.raises(AdapterUnknown, match="adapter formal"):
+        registry.place(asks(10, adapter=FORMAL), 0.0)
+    registry.register(b"large", offer("large", adapters=[OTHER]), 0.0)
+    with pytest.raises(
+        AdapterMismatch, match=r"adapter formal: .* 121212121212, held: 343434343434"
+    ):
+        registry.place(asks(10, adapter=FORMAL), 0.0)
+    # An adapter of another model's node is not of this one.
+    registry.register(b"other", offer("other", fingerprint=QWEN, adapters=[FORMAL]), 0.0)
+    with pytest.raises(AdapterMismatch):
+        registry.place(asks(10, adapter=FORMAL), 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -14,53 +15,68 @@ from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.grouped_lora import GroupedLora, GroupedLoraLinear, Segment
 from fedsea_mq.model.lora import LoraSettings, NamedBlocks
 from fedsea_mq.model.numerics import Numerics
-from fedsea_mq.model.packed_linear import PackedLinear
 from fedsea_mq.model.partition import Cut
 from fedsea_mq.model.parts import BlockRun, load_trunk, weight_bytes
 
+FP32 = Numerics()
 LORA = LoraSettings(rank=4, targets=("q_proj", "v_proj", "o_proj", "up_proj"))
 COUNTS = {"formal": 9, None: 5, "short": 12}
+# Another rank, and targets that are partly the same.
+OTHER = LoraSettings(rank=2, alpha=3, targets=("v_proj", "k_proj", "down_proj"), rslora=True)
+SETTINGS = {"formal": LORA, "short": OTHER}
 
 
-def adapter(grouped: GroupedLora, seed: int, dtype: torch.dtype = torch.float32) -> dict:
+def adapter(
+    grouped: GroupedLora, seed: int, dtype: torch.dtype = torch.float32, lora: LoraSettings = LORA
+) -> dict:
     generator = torch.Generator().manual_seed(seed)
-    shapes = grouped.shapes(LORA.rank)
+    shapes = grouped.shapes(lora.rank, lora.targets)
     return {n: torch.randn(s, generator=generator).mul(0.1).to(dtype) for n, s in shapes.items()}
 
 
-def trunk(folder: Path, dtype: str = "fp32") -> tuple[BlockRun, GroupedLora]:
-    run = load_trunk(Checkpoint.open(str(folder)), Cut(1, 1), Numerics(dtype))
-    return run, GroupedLora(NamedBlocks.of(run), LORA.targets)
+def trunk(
+    folder: Path, numerics: Numerics = FP32, targets: Iterable[str] = LORA.targets
+) -> tuple[BlockRun, GroupedLora]:
+    run = load_trunk(Checkpoint.open(str(folder)), Cut(1, 1), numerics)
+    return run, GroupedLora(NamedBlocks.of(run), sorted(targets))
 
 
 @torch.inference_mode()
-def merged(folder: Path, tensors: dict | None) -> BlockRun:
+def merged(folder: Path, tensors: dict | None, lora: LoraSettings = LORA) -> BlockRun:
     """A plain trunk with an adapter in its weights: the oracle."""
     run = load_trunk(Checkpoint.open(str(folder)), Cut(1, 1), Numerics())
     named = NamedBlocks.of(run)
     if tensors is not None:
-        for name, layer in named.targets(LORA.targets).items():
+        for name, layer in named.targets(lora.targets).items():
             a, b = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
-            layer.weight += LORA.scaling * b.float() @ a.float()
+            layer.weight += lora.scaling * b.float() @ a.float()
     return run
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [("fp32", 1e-5), ("bf16", 5e-2)], ids=["plain", "packed bf16"]
+    ("numerics", "tolerance"),
+    [(FP32, 1e-5), (Numerics("bf16"), 5e-2), (Numerics(int8_weights=True), 0.15)],
+    ids=["plain", "packed bf16", "int8"],
 )
 @torch.inference_mode()
 def test_each_session_of_a_step_is_served_with_its_own_adapter(
-    tiny_llama: Path, dtype: str, tolerance: float
+    tiny_llama: Path, numerics: Numerics, tolerance: float
 ) -> None:
     # Given one trunk that holds two adapters, and sessions with one, the other and none.
-    run, grouped = trunk(tiny_llama, dtype)
-    weights = torch.float32 if dtype == "fp32" else torch.bfloat16
-    tensors = {"formal": adapter(grouped, 1, weights), "short": adapter(grouped, 2, weights)}
+    targets = {target for lora in SETTINGS.values() for target in lora.targets}
+    run, grouped = trunk(tiny_llama, numerics, targets)
+    tensors = {
+        name: adapter(grouped, seed, numerics.weights, lora)
+        for seed, (name, lora) in enumerate(SETTINGS.items())
+    }
     for name, one in tensors.items():
-        grouped.add(name, one, LORA)
-    assert all(isinstance(layer.base, (nn.Linear, PackedLinear)) for layer in layers(run))
+        grouped.add(name, one, SETTINGS[name])
+    kind = numerics.linear or nn.Linear
+    assert all(isinstance(layer.base, kind) for layer in layers(run))
     caches = {name: run.new_cache(32) for name in COUNTS}
-    alone = {name: merged(tiny_llama, tensors.get(name)) for name in COUNTS}
+    alone = {
+        name: merged(tiny_llama, tensors.get(name), SETTINGS.get(name, LORA)) for name in COUNTS
+    }
     alone_caches = {name: one.new_cache(32) for name, one in alone.items()}
     # When their prompts, then a token each, go through in one step.
     torch.manual_seed(0)

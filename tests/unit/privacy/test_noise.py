@@ -94,6 +94,13 @@ class TestSamePrefix:
         chain.extend(1, [6])
         assert len(chain.digests) == 3
 
+    def test_a_head_with_an_adapter_has_a_chain_of_its_own(self) -> None:
+        drawn = source()
+        formal, short = drawn.chain("ab" * 32), drawn.chain("cd" * 32)
+        assert drawn.chain("ab" * 32).extend(0, [5]) == formal.extend(0, [5])
+        ends = [chain.extend(0, [5])[0] for chain in (drawn.chain(), formal, short)]
+        assert len(set(ends)) == 3
+
 
 UNRELATED = {
     "another token": (source(), [5, 6, 8]),

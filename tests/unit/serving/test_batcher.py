@@ -34,6 +34,7 @@ class Blocks:
     def __init__(self) -> None:
         self.steps: list[list[int]] = []
         self.starts: list[list[int]] = []
+        self.adapters: list[list[str | None]] = []
         self.threads: set[str] = set()
         self.open = threading.Event()
         self.open.set()
@@ -42,6 +43,7 @@ class Blocks:
     def __call__(self, packed: torch.Tensor, spans: Sequence[Span]) -> Sequence[torch.Tensor]:
         self.steps.append([span.count for span in spans])
         self.starts.append([span.start for span in spans])
+        self.adapters.append([span.adapter for span in spans])
         self.threads.add(threading.current_thread().name)
         time.sleep(self.seconds)
         assert self.open.wait(10)
@@ -55,6 +57,7 @@ class Blocks:
         count: int = 1,
         *,
         session: bytes | None = None,
+        adapter: str | None = None,
         inputs: Callable[[], torch.Tensor] | None = None,
         finish: Callable[[Sequence[torch.Tensor]], Any] = lambda outputs: [
             value for output in outputs for value in output[:, 0].tolist()
@@ -62,7 +65,7 @@ class Blocks:
         deadline: float = math.inf,
     ) -> Work[Any]:
         owner = Owner(b"client", session or b"session %d" % next(_SESSIONS))
-        span = Span(KVCache(_SHAPE, 0), 0, count)
+        span = Span(KVCache(_SHAPE, 0), 0, count, adapter=adapter)
         full = inputs or (lambda: torch.full((count, 1), value))
         return Work(owner, self, span, full, finish, deadline)
 
@@ -116,6 +119,25 @@ async def test_what_waits_while_a_step_runs_shares_the_next(
     blocks.open.set()
     assert await asyncio.gather(first, *others) == [[2.0], [4.0], [6.0], [8.0]]
     assert blocks.steps == [[1], [1, 1, 1]]
+
+
+async def test_sessions_of_one_adapter_lie_together_in_a_step_and_get_what_is_theirs(
+    blocks: Blocks, batcher: Batcher
+) -> None:
+    first = await first_step_runs(blocks, batcher)
+    names = ["short", None, "formal", "short", None, "formal"]
+    work = [blocks.work(n, adapter=name) for n, name in enumerate(names)]
+    others = [asyncio.create_task(batcher.run(one)) for one in work]
+    await asyncio.sleep(0)
+    blocks.open.set()
+    assert await asyncio.gather(first, *others) == [[2.0], *([2.0 * n] for n in range(6))]
+    assert blocks.adapters[-1] == [None, None, "formal", "formal", "short", "short"]
+
+
+async def test_every_chunk_of_long_work_has_its_adapter(blocks: Blocks, batcher: Batcher) -> None:
+    await batcher.run(blocks.work(1, 20, adapter="formal"))
+    assert len(blocks.adapters) > 1
+    assert all(step == ["formal"] for step in blocks.adapters)
 
 
 async def test_a_step_stays_within_its_budget_and_what_is_longer_comes_in_chunks(

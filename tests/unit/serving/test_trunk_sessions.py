@@ -6,10 +6,13 @@ Positions and their verdicts have tests of their own; here is what the trunk mak
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from fedsea_mq.errors import (
+    AdapterMismatch,
+    AdapterUnknown,
     Busy,
     FedSeaError,
     FingerprintMismatch,
@@ -20,12 +23,13 @@ from fedsea_mq.errors import (
     SessionUnknown,
     StepFailed,
 )
+from fedsea_mq.protocol.adapter_ref import AdapterRef
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Result
 from fedsea_mq.protocol.payload import WireDtype
 from fedsea_mq.serving.scheduler import Owner, Urgency
-from fedsea_mq.serving.trunk_sessions import Compute, Release, Reply
+from fedsea_mq.serving.trunk_sessions import Compute, Release, Reply, TrunkSessions
 from tests.unit.serving.trunk import ANNA, BERT, CARL, TERMS, Trunk, states
 
 
@@ -290,3 +294,18 @@ def test_an_open_repeated_over_another_connection_is_the_same_session(trunk: Tru
     trunk.open(ANNA, client=b"conn-1")
     assert trunk.open(ANNA, client=b"conn-7").envelope.kind is Kind.ACCEPT
     assert len(trunk.sessions) == 1
+
+
+def test_a_session_computes_with_the_adapter_that_it_was_opened_with() -> None:
+    # Given a trunk that holds one adapter.
+    held, other = AdapterRef("formal", "12" * 32), AdapterRef("formal", "34" * 32)
+    trunk = Trunk(TrunkSessions(replace(TERMS, adapters=[held])))
+    # When sessions ask for it, for none, and for what is not held.
+    assert trunk.open(ANNA, adapter=held).envelope.kind is Kind.ACCEPT
+    assert trunk.open(BERT).envelope.kind is Kind.ACCEPT
+    refused(trunk.open(CARL, adapter=other), AdapterMismatch)
+    refused(trunk.open(CARL, adapter=AdapterRef("short", "12" * 32)), AdapterUnknown)
+    # Then each computes with its own, and keeps it.
+    assert (trunk.begin(ANNA, 0, 1).adapter, trunk.begin(BERT, 0, 1).adapter) == ("formal", None)
+    refused(trunk.open(ANNA), MalformedFrame)
+    assert trunk.sessions.ids == [ANNA, BERT]
