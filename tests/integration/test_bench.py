@@ -51,7 +51,7 @@ async def _never(_: object) -> tuple[dict[str, float], dict[str, object]]:
 
 @pytest.mark.parametrize(("at_most", "met"), [(False, True), (True, False)])
 def test_the_median_of_the_repeats_counts(at_most: bool, met: bool) -> None:
-    ratio = Ratio("r", 2.0, "says", at_most=at_most)
+    ratio = Ratio("r", "says", 2.0, at_most=at_most)
     outcome = Outcome(Comparison("c", (ratio,), _never))
     outcome.repeats = [({"r": value}, {"seen": value}) for value in (9.0, 3.0, 1.0)]
     told = outcome.as_json()
@@ -60,8 +60,6 @@ def test_the_median_of_the_repeats_counts(at_most: bool, met: bool) -> None:
     assert told["measured"] == [{"seen": 9.0}, {"seen": 3.0}, {"seen": 1.0}]
 
 
-def test_a_ratio_without_a_goal_is_told_and_not_judged() -> None:
-    outcome = Outcome(Comparison("c", (Ratio("r", None, "says"),), _never))
-    outcome.repeats = [({"r": 1.5}, {})]
-    told = outcome.as_json()["ratios"]["r"]
-    assert (told["value"], told["goal"], told["met"]) == (1.5, None, None)
+def test_a_ratio_that_nobody_set_a_goal_for_is_told_without_one() -> None:
+    outcome = Outcome(Comparison("c", (Ratio("r", "says"),), _never), [({"r": 3.0}, {})])
+    assert outcome.as_json()["ratios"] == {"r": {"value": 3.0, "repeats": [3.0], "says": "says"}}

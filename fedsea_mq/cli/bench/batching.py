@@ -69,26 +69,26 @@ BATCHING: Final = Comparison(
     "batching",
     (
         Ratio(
-            "batching_64_ctx64", 8.0, "tokens/s of 64 thin sessions over those of one, context 64"
+            "batching_64_ctx64", "tokens/s of 64 thin sessions over those of one, context 64", 8.0
         ),
-        Ratio("batching_64_ctx512", 5.5, "the same at context 512"),
+        Ratio("batching_64_ctx512", "the same at context 512", 5.5),
         Ratio(
             "served_vs_bare_64",
-            0.92,
             "tokens/s of 64 thin sessions through the broker over the bare engine's",
+            0.92,
         ),
         Ratio(
             "trunk_busy",
-            0.95,
             "share of the time in which the trunk computes, 64 sessions, context 512",
+            0.95,
         ),
         Ratio(
-            "occupancy", 0.95, "mean batch over sessions, the least of 4, 16 and 64, context 512"
+            "occupancy", "mean batch over sessions, the least of 4, 16 and 64, context 512", 0.95
         ),
         Ratio(
             "tpot_vs_step",
-            1.3,
             "p95 TPOT over the trunk's step time, 64 sessions, context 512",
+            1.3,
             at_most=True,
         ),
     ),

@@ -49,13 +49,13 @@ def _rows(ratios: dict[str, Any]) -> list[tuple[str, ...]]:
             name,
             f"{ratio['value']:.3g}",
             _goal(ratio),
-            {True: "yes", False: "no", None: "-"}[ratio["met"]],
+            {True: "yes", False: "no", None: "-"}[ratio.get("met")],
         )
         for name, ratio in ratios.items()
     ]
 
 
 def _goal(ratio: dict[str, Any]) -> str:
-    if ratio["goal"] is None:
+    if "goal" not in ratio:
         return "-"
     return f"{'<=' if ratio['goal_is'] == 'at most' else '>='} {ratio['goal']:g}"

@@ -18,15 +18,19 @@ class Ratio:
     """A figure that is wanted to be at least, or at most, `goal`; without one it is only told."""
 
     name: str
-    goal: float | None
     says: str
+    goal: float | None = None
     at_most: bool = False
 
-    def met(self, value: float) -> bool | None:
-        """Whether the value is as wanted; None if nothing is."""
+    def judged(self, value: float) -> dict[str, Any]:
+        """The goal and whether the value meets it; nothing where there is no goal."""
         if self.goal is None:
-            return None
-        return value <= self.goal if self.at_most else value >= self.goal
+            return {}
+        return {
+            "goal": self.goal,
+            "goal_is": "at most" if self.at_most else "at least",
+            "met": value <= self.goal if self.at_most else value >= self.goal,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +69,7 @@ class Outcome:
             "ratios": {
                 ratio.name: {
                     "value": self.value(ratio),
-                    "goal": ratio.goal,
-                    "goal_is": "at most" if ratio.at_most else "at least",
-                    "met": ratio.met(self.value(ratio)),
+                    **ratio.judged(self.value(ratio)),
                     "repeats": self.values(ratio),
                     "says": ratio.says,
                 }

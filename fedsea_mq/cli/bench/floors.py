@@ -22,13 +22,13 @@ FLOORS: Final = Comparison(
     (
         Ratio(
             "attention_bandwidth",
-            0.5,
             "bytes a second of a step's attention, over the machine's read bandwidth",
+            0.5,
         ),
         Ratio(
             "linear_gemm",
-            0.8,
             "operations a second of a step's linears, over the machine's bf16 rate",
+            0.8,
         ),
     ),
     _repeat,

@@ -56,7 +56,6 @@ INT8: Final = Comparison(
     tuple(
         Ratio(
             _named(way, context),
-            None,
             f"tokens/s of the bare engine with {_SAYS[way]} over bf16's; {_SESSIONS} sessions, "
             f"context {context}",
         )

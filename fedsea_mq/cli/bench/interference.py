@@ -49,8 +49,8 @@ PREFILL: Final = Comparison(
     (
         Ratio(
             "prefill_interference",
-            2.0,
             "p95 TPOT of 16 thin sessions while 2,048-token prompts come, over without",
+            2.0,
             at_most=True,
         ),
     ),
@@ -72,6 +72,6 @@ async def _fairness(bench: Workbench) -> Repeat:
 
 FAIRNESS: Final = Comparison(
     "fairness",
-    (Ratio("jain", 0.95, "Jain's index of tokens by client: one with 32 sessions, 8 with one"),),
+    (Ratio("jain", "Jain's index of tokens by client: one with 32 sessions, 8 with one", 0.95),),
     _fairness,
 )

@@ -42,8 +42,8 @@ RELAYING: Final = Comparison(
     (
         Ratio(
             "relay_vs_proxy",
-            0.75,
             "8 KiB frames a second through the broker and back, over `zmq.proxy` in its place",
+            0.75,
         ),
     ),
     _repeat,

@@ -54,8 +54,8 @@ RESENDING: Final = Comparison(
     (
         Ratio(
             "naive_512",
-            30.0,
             "time of a token when sequence and float mask are sent again, over ours; context 512",
+            30.0,
         ),
     ),
     _repeat,

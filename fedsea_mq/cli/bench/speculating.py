@@ -94,8 +94,8 @@ SPECULATING: Final = Comparison(
     (
         Ratio(
             "speculation_50ms",
-            2.5,
             "decoded tokens/s with a draft model over without; embedded model, 50 ms",
+            2.5,
         ),
     ),
     _repeat,

@@ -50,8 +50,8 @@ SUSTAINED: Final = Comparison(
     (
         Ratio(
             "clients_2000_ok",
-            1.0,
             "1 if 2,000 thin clients met no error but busy for 10 minutes, and no memory grew",
+            1.0,
         ),
     ),
     _repeat,

@@ -49,14 +49,14 @@ TRANSFORMERS: Final = Comparison(
     (
         Ratio(
             "vs_transformers_16x64",
-            1.8,
             "tokens/s with prefill of 16 full sessions, 64 + 32 tokens, over static `generate`",
+            1.8,
         ),
-        Ratio("vs_transformers_64x512", 4.0, "the same of 64 sessions of 512 + 32 tokens"),
+        Ratio("vs_transformers_64x512", "the same of 64 sessions of 512 + 32 tokens", 4.0),
         Ratio(
             "vs_transformers_1",
-            1.5,
             "decoded tokens/s of one full session, over a single stream of `generate`",
+            1.5,
         ),
     ),
     _repeat,
