@@ -43,7 +43,7 @@ async def _each_size(
     system: System, new: dict[int, int], *, in_turn: bool = False
 ) -> dict[str, Served]:
     """Each number of sessions at each context; `new` tokens a session."""
-    await system.together((1, 1), 32, 8)  # warm
+    await system.warm()
     return {
         f"{sessions}x{context}": await system.together(
             (1,) * sessions, context, new[sessions], in_turn=in_turn

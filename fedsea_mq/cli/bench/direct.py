@@ -18,7 +18,7 @@ _ORDER: Final = (False, True, True, False)
 async def _repeat(bench: Workbench) -> Repeat:
     runs: dict[bool, dict[int, list[Served]]] = {way: {1: [], 64: []} for way in (False, True)}
     async with bench.system(direct="tcp://127.0.0.1:*") as system:
-        await system.together((1, 1), 32, 8)  # warm
+        await system.warm()
         for sessions, new in _NEW.items():
             for way in _ORDER:
                 runs[way][sessions].append(await _run(system, way, sessions, new))

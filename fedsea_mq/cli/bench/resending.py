@@ -14,7 +14,7 @@ CONTEXTS: Final = (128, 256, 512, 1024, 2048)
 async def _repeat(bench: Workbench) -> Repeat:
     ours: dict[int, float] = {}
     async with bench.threads(2).system() as system:
-        await system.together((1,), 32, 8, kind="full")
+        await system.warm("full")
         for context in CONTEXTS:
             run = await system.together((1,), context, 64, kind="full")
             ours[context] = 1 / run.tokens_per_s

@@ -15,13 +15,13 @@ _SINGLE_NEW: Final = 96
 async def _repeat(bench: Workbench) -> Repeat:
     ours: dict[str, float] = {}
     async with bench.system() as system:
-        await system.together((1, 1), 32, 8, kind="full")
+        await system.warm("full")
         for sessions, prompt in ((16, 64), (64, 512)):
             ours[f"{sessions}x{prompt}"] = await system.tokens_per_s_with_prefill(
                 sessions, prompt, _NEW
             )
     async with bench.threads(2).system() as system:
-        await system.together((1,), 32, 8, kind="full")
+        await system.warm("full")
         single = await system.together((1,), 64, _SINGLE_NEW, kind="full")
         ours["1"] = single.tokens_per_s
     theirs = {dtype: await _unsplit(bench.threads(2), dtype) for dtype in CPU_DTYPES}

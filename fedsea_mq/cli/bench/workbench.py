@@ -92,6 +92,10 @@ class System:
 
     local: LocalSystem
 
+    async def warm(self, kind: str = "thin") -> None:
+        """Let two sessions decode a little, so that the next run is not the first of its kind."""
+        await self.together((1, 1), 32, 8, kind=kind)
+
     async def together(
         self,
         sessions: Sequence[int],
