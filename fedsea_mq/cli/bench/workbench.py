@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -55,8 +56,10 @@ class Workbench:
     async def alone(self) -> AsyncIterator[Alone]:
         """A process to measure in, without any system."""
         async with AsyncExitStack() as stack:
-            name = "alone"
-            child = await Child.start("fedsea_mq.cli.bench.alone", name, self.settings, self.folder)
+            # Several run at once, each with settings and a log of its own.
+            folder = Path(tempfile.mkdtemp(prefix="alone-", dir=self.folder))
+            module = "fedsea_mq.cli.bench.alone"
+            child = await Child.start(module, "alone", self.settings, folder)
             stack.push_async_callback(child.stop)
             await child.wait_ready()
             yield Alone(child)
