@@ -65,8 +65,9 @@ async def run(comparisons: Sequence[Comparison], repeats: int) -> dict[str, Any]
         write_model(Path(bench.settings.model.path))
         for comparison in comparisons:
             outcome = Outcome(comparison)
-            for number in range(1 if comparison.slow else repeats):
-                progress_console.print(f"{comparison.name}, {number + 1} of {repeats}", style="dim")
+            times = 1 if comparison.slow else repeats
+            for number in range(1, times + 1):
+                progress_console.print(f"{comparison.name}, {number} of {times}", style="dim")
                 outcome.repeats.append(await comparison.repeat(bench))
             outcomes.append(outcome)
     found = [outcome.as_json() for outcome in outcomes]
