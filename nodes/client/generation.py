@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import torch
@@ -14,6 +14,7 @@ from fedsea_mq.errors import CheckpointError
 from fedsea_mq.model.sampling import Sampler, SamplingSettings
 from fedsea_mq.model.text_stream import TextStream
 from fedsea_mq.serving.drafting import Drafting
+from fedsea_mq.transport.requests import Traffic
 from nodes.client.session import ClientSession
 
 
@@ -34,7 +35,7 @@ class Token:
 
 @dataclass(slots=True)
 class GenerationStats:
-    """What a generation cost, filled in as it goes. Bytes are on the wire, framing included."""
+    """What a generation cost, filled in as it goes."""
 
     prompt_tokens: int = 0
     new_tokens: int = 0
@@ -43,16 +44,14 @@ class GenerationStats:
     accepted: int = 0
     """Of those, the ones that were right."""
     node: str = ""
-    round_trips: int = 0
-    """Frames sent to the trunk and answered."""
-    direct_trips: int = 0
-    """Of those, the ones that did not pass the broker."""
+    traffic: Traffic = field(default_factory=Traffic)
+    """What its session had sent and received at the last token, earlier answers included."""
+    prefill: Traffic = field(default_factory=Traffic)
+    """The same at the first token."""
     recoveries: int = 0
     started_at: float = field(default_factory=time.perf_counter)
     first_token_at: float = 0.0
     last_token_at: float = 0.0
-    prefill_bytes: tuple[int, int] = (0, 0)
-    total_bytes: tuple[int, int] = (0, 0)
 
     @property
     def ttft_ms(self) -> float:
@@ -67,19 +66,14 @@ class GenerationStats:
     @property
     def direct_share(self) -> float:
         """Share of the round trips that did not pass the broker."""
-        return self.direct_trips / max(1, self.round_trips)
+        return self.traffic.direct_trips / max(1, self.traffic.round_trips)
 
     @property
     def bytes_per_token(self) -> tuple[float, float]:
         """Bytes up and down of a decode step; zero if there was none."""
-        steps = self.new_tokens - 1
-        if steps < 1:
-            return 0.0, 0.0
-        up, down = (
-            (total - prefill) / steps
-            for total, prefill in zip(self.total_bytes, self.prefill_bytes, strict=True)
-        )
-        return up, down
+        steps, total, prefill = max(1, self.new_tokens - 1), self.traffic, self.prefill
+        up, down = total.bytes_up - prefill.bytes_up, total.bytes_down - prefill.bytes_down
+        return up / steps, down / steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,9 +228,6 @@ def _note(stats: GenerationStats, session: ClientSession) -> None:
     stats.last_token_at = time.perf_counter()
     stats.new_tokens += 1
     stats.node, stats.recoveries = session.node, session.recoveries
-    traffic = session.traffic
-    stats.total_bytes = (traffic.bytes_up, traffic.bytes_down)
-    stats.round_trips, stats.direct_trips = traffic.round_trips, traffic.direct_trips
+    stats.traffic = replace(session.traffic)  # as it is now: the session may go on
     if stats.new_tokens == 1:
-        stats.first_token_at = stats.last_token_at
-        stats.prefill_bytes = stats.total_bytes
+        stats.first_token_at, stats.prefill = stats.last_token_at, stats.traffic

@@ -45,6 +45,4 @@ class FullClient:
                 if job.watch.tokens == 1:
                     await job.gate()
                     job.watch.decodes(time.monotonic())
-        stats, traffic = generation.stats, job.traffic
-        traffic.bytes_up, traffic.bytes_down = stats.total_bytes
-        traffic.round_trips, traffic.direct_trips = stats.round_trips, stats.direct_trips
+        job.traffic = generation.stats.traffic

@@ -31,8 +31,8 @@ async def test_a_later_turn_sends_only_its_own_positions() -> None:
         opening = await conversation.say(first).complete()
         later = await conversation.say(second).complete()
         assert later.stats.prompt_tokens > opening.stats.prompt_tokens
-        sent = later.stats.total_bytes[0] - opening.stats.total_bytes[0]
-        assert sent < opening.stats.prefill_bytes[0] / 2
+        sent = later.stats.traffic.bytes_up - opening.stats.traffic.bytes_up
+        assert sent < opening.stats.prefill.bytes_up / 2
 
 
 async def test_regenerating_gives_another_answer_to_the_same_question() -> None:

@@ -111,8 +111,8 @@ async def test_a_client_that_may_not_connects_to_nothing_but_the_broker(tiny_lla
         answer = await complete(system)
         assert system.door.connections == 0
     assert answer.tokens == unsplit(tiny_llama, PROMPTS[1], LONG.max_new_tokens)
-    assert answer.stats.direct_trips == 0
-    assert answer.stats.round_trips == LONG.max_new_tokens
+    assert answer.stats.traffic.direct_trips == 0
+    assert answer.stats.traffic.round_trips == LONG.max_new_tokens
 
 
 @pytest.mark.parametrize("how", ["nobody listens", "nobody answers", "a stranger answers"])
@@ -130,7 +130,7 @@ async def test_a_door_that_cannot_be_reached_costs_no_token(tiny_llama: Path, ho
         answers = [await complete(system), await complete(system)]
     for answer in answers:
         assert answer.tokens == unsplit(tiny_llama, PROMPTS[1], LONG.max_new_tokens)
-        assert answer.stats.direct_trips == 0
+        assert answer.stats.traffic.direct_trips == 0
 
 
 @pytest.mark.parametrize("how", ["cut", "silent"])
@@ -143,13 +143,13 @@ async def test_a_door_that_goes_in_mid_generation_costs_no_token(
         async for token in generation:
             tokens.append(token.id)
             if len(tokens) == 20:
-                assert generation.stats.direct_trips == 20
+                assert generation.stats.traffic.direct_trips == 20
                 if how == "cut":
                     system.door.cut()
                 else:
                     system.door.swallows = True
     assert tokens == unsplit(tiny_llama, PROMPTS[1], LONG.max_new_tokens)
-    assert generation.stats.direct_trips == 20
+    assert generation.stats.traffic.direct_trips == 20
     assert generation.stats.recoveries == 0
 
 
