@@ -70,7 +70,7 @@ async def demo(settings: Settings, *, as_json: bool) -> None:
 
 def _question(kind: Kind) -> list[Message]:
     # A world of its own for each client: they are strangers to each other.
-    return next(dialogues(kind, _SEED + list(_KINDS).index(kind), 1)).messages(0)
+    return next(dialogues(kind, _SEED + list(_KINDS).index(kind), 1)).prompt(0).messages()
 
 
 async def _ask_all(asked: list[Asked], *, live: bool) -> None:

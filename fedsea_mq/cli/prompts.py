@@ -64,7 +64,7 @@ def _text(record: Any, file: Path, number: int) -> str:
 
 def _own_texts(count: int) -> list[str]:
     told = [
-        dialogue.messages(0)[0]["content"]
+        dialogue.prompt(0).text
         for kind in (Kind.UNDERSTANDING, Kind.SUMMARY, Kind.CONVERSATION)
         for dialogue in dialogues(kind, _SEED, -(-count // 3))
     ]

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
-from fedsea_mq.model.chat import Message
 from fedsea_mq.tasks.questions import Question, every, identifying, wrong_answers
+from fedsea_mq.tasks.task import Prompt, talk_before
 from fedsea_mq.tasks.world import Person, Story, World
 
 SUMMARISE: Final = "Summarise it in one sentence."
@@ -44,13 +44,11 @@ class Dialogue:
     kind: Kind
     turns: tuple[Turn, ...]
 
-    def messages(self, turn: int) -> list[Message]:
+    def prompt(self, turn: int) -> Prompt:
         """The chat up to the question of `turn`, with the right answers before it."""
-        messages: list[Message] = []
-        for past in self.turns[:turn]:
-            messages.append({"role": "user", "content": past.said})
-            messages.append({"role": "assistant", "content": past.answer})
-        return [*messages, {"role": "user", "content": self.turns[turn].said}]
+        asked = [one.said for one in self.turns]
+        answers = [one.answer for one in self.turns]
+        return Prompt(before=asked[0], chat=True, then=talk_before(turn, asked, answers))
 
 
 def understanding(rng: random.Random, story: Story, questions: int = 1) -> Dialogue:

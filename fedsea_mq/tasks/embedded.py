@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from fedsea_mq.tasks.dialogues import Dialogue, Kind, dialogues
-from fedsea_mq.tasks.task import Example, Prompt, Split, Wanted, talk_before
+from fedsea_mq.tasks.task import Example, Split, Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +43,6 @@ class MixedSource:
 
 
 def _turns(dialogue: Dialogue, record: str) -> Iterator[Example]:
-    asked = [turn.said for turn in dialogue.turns]
-    answers = [turn.answer for turn in dialogue.turns]
-    for turn, answer in enumerate(answers):
-        label = answer.rsplit(": ", 1)[-1] if dialogue.kind is Kind.UNDERSTANDING else ""
-        prompt = Prompt(before=asked[0], chat=True, then=talk_before(turn, asked, answers))
-        yield Example(prompt, answer, label=label, record=record)
+    for number, turn in enumerate(dialogue.turns):
+        label = turn.answer.rsplit(": ", 1)[-1] if dialogue.kind is Kind.UNDERSTANDING else ""
+        yield Example(dialogue.prompt(number), turn.answer, label=label, record=record)

@@ -71,7 +71,7 @@ async def _answers(settings: Settings) -> list[Completion]:
 
 def _questions() -> list[list[Message]]:
     return [
-        dialogue.messages(turn)
+        dialogue.prompt(turn).messages()
         for kind in _KINDS
         for dialogue in dialogues(kind, _SEED, _EACH)
         for turn in range(len(dialogue.turns))

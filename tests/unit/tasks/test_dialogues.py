@@ -58,7 +58,7 @@ def test_a_conversation_never_asks_the_same_twice_and_answers_are_right() -> Non
 
 def test_the_chat_of_a_turn_holds_the_right_answers_before_it() -> None:
     dialogue = taken(Kind.CONVERSATION)[0]
-    messages = dialogue.messages(2)
+    messages = dialogue.prompt(2).messages()
     assert [message["role"] for message in messages] == ["user", "assistant"] * 2 + ["user"]
-    assert messages[1]["content"] == dialogue.turns[0].answer
-    assert messages[-1]["content"] == dialogue.turns[2].said
+    before = [text for turn in dialogue.turns[:2] for text in (turn.said, turn.answer)]
+    assert [message["content"] for message in messages] == [*before, dialogue.turns[2].said]

@@ -53,7 +53,7 @@ def test_embedded_examples_are_the_chats_of_the_dialogues_in_held_out_worlds() -
         embedded_tasks(), (Kind.UNDERSTANDING, Kind.CONVERSATION, Kind.SUMMARY), strict=True
     ):
         wanted = [
-            (dialogue.messages(turn), dialogue.turns[turn].answer)
+            (dialogue.prompt(turn).messages(), dialogue.turns[turn].answer)
             for dialogue in dialogues(kind, 5, 6)
             for turn in range(len(dialogue.turns))
         ]
