@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedsea_mq.cli.bench.comparison import Comparison, Outcome, Ratio
+from fedsea_mq.cli.bench.continuous import continuous_batch
 from fedsea_mq.cli.bench.serving import COMPARISONS, chosen
+from fedsea_mq.cli.bench.unsplit import load_unsplit
 from fedsea_mq.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +39,23 @@ def test_one_comparison_reports_its_ratios_with_goals_and_repeats(tmp_path: Path
         assert ratio["met"] == (ratio["value"] >= ratio["goal"])
     assert report["measured"]["floors"][0]["read_bytes_per_s"] > 1e9
     assert json.loads((tmp_path / "serving.json").read_text()) == report
+
+
+def test_continuous_batching_gives_the_tokens_of_generate(tiny_llama: Path) -> None:
+    model = load_unsplit(str(tiny_llama), "fp32")
+    ids = torch.randint(
+        model.config.vocab_size, (6, 40), generator=torch.Generator().manual_seed(0)
+    )
+    alone = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=8,
+        min_new_tokens=8,
+        do_sample=False,
+    )
+    for requests in (2, 6):
+        _, tokens = continuous_batch(model, ids, 8, requests=requests)
+        assert tokens == alone[:, 40:].tolist()
 
 
 def test_names_are_those_of_comparisons_and_ratios_and_others_are_refused() -> None:

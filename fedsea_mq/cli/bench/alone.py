@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import torch
 
-from fedsea_mq.cli.bench import engine_loop, machine, relay_ends, resend, unsplit
+from fedsea_mq.cli.bench import continuous, engine_loop, machine, relay_ends, resend, unsplit
 from fedsea_mq.cli.bench.model_b import CUT, HIDDEN
 from fedsea_mq.entry import announce, run_process, settings_from_arguments
 from fedsea_mq.model.parts import BlockRun
@@ -55,6 +55,11 @@ class _Tasks:
         model = self.unsplit(self._folder, dtype)
         return {"seconds": unsplit.generate_seconds(model, batch, prompt, new)}
 
+    def continuous(self, dtype: str, batch: int, prompt: int, new: int, requests: int) -> Found:
+        model = self.unsplit(self._folder, dtype)
+        seconds = continuous.continuous_seconds(model, batch, prompt, new, requests=requests)
+        return {"seconds": seconds}
+
     def decode_token(self, dtype: str, prompt: int, new: int) -> Found:
         model = self.unsplit(self._folder, dtype)
         return {"token_s": unsplit.decode_token_seconds(model, prompt, new)}
@@ -82,6 +87,7 @@ _NAMES: Final = (
     "step",
     "floors",
     "generate",
+    "continuous",
     "decode_token",
     "serve_resent",
     "resend",
