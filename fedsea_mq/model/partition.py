@@ -56,14 +56,17 @@ def legal_cuts(total: int) -> list[Cut]:
     return [Cut(head, tail) for head in range(total) for tail in range(total - head)]
 
 
+def block_of(tensor: str) -> int | None:
+    """The decoder block that `tensor` belongs to; None if to none."""
+    match = _BLOCK.match(tensor)
+    return None if match is None else int(match.group(1))
+
+
 def part_of(tensor: str, cut: Cut, total: int) -> Part | None:
     """The part that holds `tensor`; None for names that are no weight of the model."""
     if tensor == EMBEDDING:
         return Part.HEAD
     if tensor in (FINAL_NORM, LM_HEAD):
         return Part.TAIL
-    match = _BLOCK.match(tensor)
-    if match is None:
-        return None
-    block = int(match.group(1))
+    block = block_of(tensor)
     return next((part for part in Part if block in cut.blocks(part, total)), None)

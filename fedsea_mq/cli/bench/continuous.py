@@ -41,7 +41,7 @@ def continuous_batch(
     pages = batch * -(-(prompt + new) // _PAGE_TOKENS)
     bounds = ContinuousBatchingConfig(
         page_size=_PAGE_TOKENS,
-        num_blocks=pages,  # by default 60 % of the memory, filled with zeros
+        num_blocks=pages,  # by default sized for 60 % of the memory
         max_batch_tokens=_STEP_TOKENS,
         max_requests_per_batch=requests,
         safety_margin=0.0,
