@@ -84,6 +84,40 @@ def trunk(config: options.Config = None, set_: options.Overrides = None) -> None
 
 
 @app.command()
+def aggregator(config: options.Config = None, set_: options.Overrides = None) -> None:
+    """Run the aggregator of a training run in this process. As `python -m nodes.aggregator`."""
+    from nodes.aggregator.__main__ import main as run
+
+    sys.exit(run(_arguments(config, set_)))
+
+
+@app.command()
+def trainer(config: options.Config = None, set_: options.Overrides = None) -> None:
+    """Run one client of a training run in this process. The same as `python -m nodes.trainer`."""
+    from nodes.trainer.__main__ import main as run
+
+    sys.exit(run(_arguments(config, set_)))
+
+
+@app.command()
+def train(
+    config: options.Config = None,
+    set_: options.Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was stopped.")
+    ] = False,
+    join: Annotated[
+        bool, typer.Option("--join", help="Use the running broker and trunk of the settings.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Fine-tune by split LoRA, federated over clients that are all started here."""
+    from fedsea_mq.cli.train.command import train as run
+
+    _run(run(_quiet(config, set_), resume=resume, join=join, as_json=as_json))
+
+
+@app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="The text to continue, or `-` for standard input.")],
     config: options.Config = None,

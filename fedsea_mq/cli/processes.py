@@ -81,7 +81,8 @@ class Child:
         """Every line until the child closes its output."""
         assert self.process.stdout is not None
         async for raw in self.process.stdout:
-            yield json.loads(raw)
+            if raw.endswith(b"\n"):  # a child that was killed may end within a line
+                yield json.loads(raw)
 
     @property
     def running(self) -> bool:
@@ -149,8 +150,7 @@ class LocalSystem:
         if self._joins:
             return self
         try:
-            self.broker = await self._start("broker", "broker")
-            ready = await self.broker.wait_ready()
+            ready = await (await self.start_broker()).wait_ready()
             self.settings = self.settings.replace(
                 broker={"clients": ready["clients"], "nodes": ready["nodes"]}
             )
@@ -162,23 +162,29 @@ class LocalSystem:
             raise
         return self
 
+    async def start_broker(self) -> Child:
+        """Start the broker, or another in its place; does not wait until it is ready."""
+        self.broker = await self.start("broker", "broker")
+        return self.broker
+
     async def start_trunk(self, number: int) -> Child:
         """Start one more trunk node; does not wait until it is ready."""
         name = self.settings.trunk.name or "trunk"
         named = self.settings.replace(trunk={"name": f"{name}-{number}"})
-        trunk = await self._start("nodes.trunk", f"{name}-{number}", named)
+        trunk = await self.start("nodes.trunk", f"{name}-{number}", named)
         self.trunks.append(trunk)
         return trunk
 
     async def start_client(self, name: str) -> Child:
         """Start a client node process; does not wait until it is ready."""
-        return await self._start("nodes.client", name)
+        return await self.start("nodes.client", name)
 
     async def start_load(self, name: str) -> Child:
         """Start a process of simulated clients; does not wait until it is ready."""
-        return await self._start("nodes.load", name)
+        return await self.start("nodes.load", name)
 
-    async def _start(self, module: str, name: str, settings: Settings | None = None) -> Child:
+    async def start(self, module: str, name: str, settings: Settings | None = None) -> Child:
+        """Start `python -m module`, by default with the system's settings."""
         child = await Child.start(module, name, settings or self.settings, Path(self._folder.name))
         self._children.append(child)
         return child

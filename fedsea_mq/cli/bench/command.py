@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,50 @@ def serving(
         print_json(report)
     else:
         print_table("serving", ["ratio", "value", "goal", "met"], _rows(report["ratios"]))
+
+
+@bench.command(name="train-parity")
+def train_parity(
+    steps: Annotated[int, typer.Option(min=20, help="Optimiser steps of each client.")] = 200,
+    as_json: options.AsJson = False,
+) -> None:
+    """Compare split training with peft on the unsplit model, for each strategy.
+
+    Exits 1 if losses or final adapters differ by more than a thousandth.
+    """
+    from fedsea_mq.cli.bench.train_parity import train_parity as run
+
+    found = {strategy: asdict(one) for strategy, one in asyncio.run(run(steps)).items()}
+    if as_json:
+        print_json(found)
+    else:
+        rows = [
+            (name, f"{one['max_rel_loss_diff']:.1e}", f"{one['max_rel_adapter_diff']:.1e}")
+            for name, one in found.items()
+        ]
+        print_table(
+            f"split against unsplit, {steps} steps", ["strategy", "losses", "adapters"], rows
+        )
+    if any(
+        max(one["max_rel_loss_diff"], one["max_rel_adapter_diff"]) > 1e-3 for one in found.values()
+    ):
+        raise typer.Exit(1)
+
+
+@bench.command(name="train-speed")
+def train_speed(
+    repeats: Annotated[int, typer.Option(min=1, help="Paired repeats; medians count.")] = 3,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure split training by strategy and clients, beside peft on the unsplit model."""
+    from fedsea_mq.cli.bench.serving import run
+    from fedsea_mq.cli.bench.train_speed import TRAINING
+
+    report = asyncio.run(run([TRAINING], repeats))
+    if as_json:
+        print_json(report)
+    else:
+        print_table("training", ["ratio", "value", "goal", "met"], _rows(report["ratios"]))
 
 
 def _rows(ratios: dict[str, Any]) -> list[tuple[str, ...]]:

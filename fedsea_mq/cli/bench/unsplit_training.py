@@ -60,7 +60,7 @@ def _padded(rows: Sequence[Sequence[int]], length: int, by: int) -> torch.Tensor
     return torch.tensor([[*row, *[by] * (length - len(row))] for row in rows])
 
 
-class _Trained:
+class Trainee:
     """Weights with their AdamW and schedule."""
 
     def __init__(self, adapter: Adapter, settings: OptimizerSettings) -> None:
@@ -73,26 +73,31 @@ class _Trained:
         )
 
     def squared_norm(self) -> float:
+        """Of the gradients since the last step."""
         return float(
             sum(w.grad.square().sum() for w in self.weights.values() if w.grad is not None)
         )
 
     def scale(self, factor: float) -> None:
+        """Multiply the gradients."""
         for weight in self.weights.values():
             if weight.grad is not None:
                 weight.grad.mul_(factor)
 
     def step(self, factor: float) -> None:
+        """Take a step over gradients times `factor`, and forget them."""
         self.scale(factor)
         self._adamw.step()
         self._schedule.step()
         self._adamw.zero_grad()
 
     def tensors(self) -> dict[str, torch.Tensor]:
+        """A copy of the weights."""
         return {name: weight.detach().clone() for name, weight in self.weights.items()}
 
     @torch.no_grad()
     def load(self, adapter: Adapter) -> None:
+        """Overwrite the weights."""
         for name, weight in self.weights.items():
             weight.copy_(adapter[name])
 
@@ -121,8 +126,8 @@ class _Member:
     """One member: its batches, its own ends, and the trunk that it trains on."""
 
     batches: Batches
-    ends: _Trained
-    trunk: _Trained
+    ends: Trainee
+    trunk: Trainee
     losses: list[float]
 
     def learn(self, model: UnsplitModel) -> None:
@@ -146,12 +151,12 @@ def train_unsplit(
     trunk: Adapter,
 ) -> Trained:
     """Train from the adapters `ends`, of head and tail, and `trunk`; members weigh the same."""
-    shared = _Trained(trunk, plan.optimizer)
+    shared = Trainee(trunk, plan.optimizer)
     taking_part = {
         name: _Member(
             batches,
-            _Trained(ends, plan.optimizer),
-            _Trained(trunk, plan.optimizer) if plan.strategy is Strategy.HIERARCHICAL else shared,
+            Trainee(ends, plan.optimizer),
+            Trainee(trunk, plan.optimizer) if plan.strategy is Strategy.HIERARCHICAL else shared,
             [],
         )
         for name, batches in members.items()
@@ -185,7 +190,7 @@ def _step(model: UnsplitModel, member: _Member, max_norm: float) -> None:
 
 
 def _joint_step(
-    model: UnsplitModel, members: Sequence[_Member], trunk: _Trained, max_norm: float
+    model: UnsplitModel, members: Sequence[_Member], trunk: Trainee, max_norm: float
 ) -> None:
     """A step of all members on one trunk, whose gradient is the mean of theirs.
 
@@ -202,7 +207,7 @@ def _joint_step(
     trunk.step(clip_factor((sum(of_ends) / len(members), of_trunk), max_norm))
 
 
-def _average(adapters: Sequence[_Trained]) -> None:
+def _average(adapters: Sequence[Trainee]) -> None:
     tensors = [adapter.tensors() for adapter in adapters]
     mean = {
         name: cast(torch.Tensor, sum(one[name].double() for one in tensors)) / len(tensors)

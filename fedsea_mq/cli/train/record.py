@@ -1,91 +1,109 @@
-"""What the processes of a run reported so far: steps and rounds, whoever reads them."""
+"""What the processes of a run have told so far, put together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+Line = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class StepSeen:
     """An optimiser step of one member; `loss` in nats a token, before the step."""
 
-    member: str
     round: int
     step: int
     loss: float
+    samples: int
     samples_per_s: float
     bytes_up: int
     bytes_down: int
-    at_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class RoundSeen:
-    """A round that was closed; `loss` is the mean over those that were counted."""
+@dataclass(slots=True)
+class MemberRecord:
+    """One member's steps, and its held-out losses by round; `sigma` is that of its noise."""
 
-    round: int
-    loss: float
-    counted: tuple[str, ...]
-    missing: tuple[str, ...]
-    clipped: tuple[str, ...]
-    at_s: float
+    steps: dict[tuple[int, int], StepSeen] = field(default_factory=dict)
+    held_out: dict[int, float] = field(default_factory=dict)
+    sigma: float = 0.0
 
+    @property
+    def losses(self) -> list[float]:
+        """Of each step, in order."""
+        return [seen.loss for _, seen in sorted(self.steps.items())]
 
-@dataclass(frozen=True, slots=True)
-class ValidationSeen:
-    """Mean loss on the held-out examples of one member, after its part in a round."""
+    @property
+    def newest(self) -> StepSeen | None:
+        """The last step, if there was one."""
+        return self.steps[max(self.steps)] if self.steps else None
 
-    member: str
-    round: int
-    loss: float
+    def total(self, name: str) -> int:
+        """A count summed over all steps."""
+        return sum(getattr(seen, name) for seen in self.steps.values())
 
 
 @dataclass(slots=True)
 class RunRecord:
-    """Grows as a run goes on. Steps of attempts that came to nothing are in it no more."""
+    """Grows with each line. A step that is taken again replaces what it was before."""
 
-    local_steps: int
-    steps: dict[str, dict[int, StepSeen]] = field(default_factory=dict)
-    rounds: dict[int, RoundSeen] = field(default_factory=dict)
-    validations: dict[str, dict[int, ValidationSeen]] = field(default_factory=dict)
-    repeated: int = 0
+    members: dict[str, MemberRecord] = field(default_factory=dict)
+    rounds: dict[int, dict[str, Any]] = field(default_factory=dict)
+    clipped: list[dict[str, Any]] = field(default_factory=list)
+    turned_away: list[dict[str, Any]] = field(default_factory=list)
+    repeated: list[dict[str, Any]] = field(default_factory=list)
+    restarts: dict[str, int] = field(default_factory=dict)
+    open_round: int = 0
 
-    def step(self, seen: StepSeen) -> None:
-        """Note a step; one that is taken again replaces what it was before."""
-        self.steps.setdefault(seen.member, {})[self.number(seen)] = seen
+    def member_line(self, name: str, line: Line) -> None:
+        """Note what a member told."""
+        member = self.members.setdefault(name, MemberRecord())
+        match line.get("event"):
+            case "step":
+                seen = StepSeen(**{key: line[key] for key in StepSeen.__slots__})
+                member.steps[seen.round, seen.step] = seen
+                member.sigma = line["sigma"]
+            case "round" if line["validation_loss"] is not None:
+                member.held_out[line["round"]] = line["validation_loss"]
 
-    def number(self, seen: StepSeen) -> int:
-        """The step's number in the run, from 0."""
-        return seen.round * self.local_steps + seen.step
+    def aggregator_line(self, line: Line) -> None:
+        """Note what the aggregator told."""
+        said = {key: value for key, value in line.items() if key != "event"}
+        match line.get("event"):
+            case "round_begun":
+                self.open_round = line["round"]
+            case "round_closed":
+                self.rounds[line["round"]] = said
+            case "round_repeated":
+                self.repeated.append(said)
+            case "update_counted" if line["clipped"]:
+                self.clipped.append(said)
+            case "update_turned_away":
+                self.turned_away.append(said)
 
-    def closed(self, seen: RoundSeen) -> None:
-        """Note a round that was closed."""
-        self.rounds[seen.round] = seen
+    def restarted(self, process: str) -> None:
+        """Note that a process was started again."""
+        self.restarts[process] = self.restarts.get(process, 0) + 1
 
-    def validated(self, seen: ValidationSeen) -> None:
-        """Note a held-out loss."""
-        self.validations.setdefault(seen.member, {})[seen.round] = seen
-
-    def losses(self, member: str) -> list[float]:
-        """Of each step, in order."""
-        return [seen.loss for _, seen in sorted(self.steps.get(member, {}).items())]
-
-    def newest(self) -> Iterator[StepSeen]:
-        """The last step of each member."""
-        return (seen[max(seen)] for _, seen in sorted(self.steps.items()))
+    def by_name(self) -> Iterator[tuple[str, MemberRecord]]:
+        """The members in the order of their names."""
+        yield from sorted(self.members.items())
 
     def as_json(self) -> dict[str, Any]:
-        """Loss by member and step, rounds, and sums; plain types."""
+        """Losses by member and step, rounds, what went wrong, and totals; plain types."""
         return {
-            "losses": {member: self.losses(member) for member in sorted(self.steps)},
-            "validation": {
-                member: {seen.round: seen.loss for seen in by_round.values()}
-                for member, by_round in sorted(self.validations.items())
+            "losses": {name: member.losses for name, member in self.by_name()},
+            "held_out": {name: member.held_out for name, member in self.by_name()},
+            "rounds": [said for _, said in sorted(self.rounds.items())],
+            "clipped": self.clipped,
+            "turned_away": self.turned_away,
+            "repeated": self.repeated,
+            "restarts": self.restarts,
+            "sigma": {name: member.sigma for name, member in self.by_name()},
+            **{
+                total: sum(member.total(total) for member in self.members.values())
+                for total in ("samples", "bytes_up", "bytes_down")
             },
-            "rounds": [asdict(seen) for _, seen in sorted(self.rounds.items())],
-            "repeated_attempts": self.repeated,
-            "bytes_up": sum(seen.bytes_up for seen in self.newest()),
-            "bytes_down": sum(seen.bytes_down for seen in self.newest()),
         }

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tensorboardX import SummaryWriter
 
-from fedsea_mq.cli.train.record import RoundSeen, StepSeen, ValidationSeen
-
 
 class EventFiles:
-    """One writer for the run; curves are by member. Use with `with`."""
+    """Curves by member over the steps of the run, and over its rounds. Use with `with`."""
 
     def __init__(self, folder: Path, local_steps: int) -> None:
         self._writer = SummaryWriter(str(folder))
@@ -29,17 +28,19 @@ class EventFiles:
     ) -> None:
         self._writer.close()
 
-    def step(self, seen: StepSeen) -> None:
-        """Loss and pace, over the steps of the run."""
-        number = seen.round * self._local_steps + seen.step
-        self._writer.add_scalar(f"loss/{seen.member}", seen.loss, number)
-        self._writer.add_scalar(f"samples_per_s/{seen.member}", seen.samples_per_s, number)
+    def member_line(self, name: str, line: Mapping[str, Any]) -> None:
+        """Loss and pace of a step, held-out loss of a round."""
+        match line.get("event"):
+            case "step":
+                number = line["round"] * self._local_steps + line["step"]
+                self._writer.add_scalar(f"loss/{name}", line["loss"], number)
+                self._writer.add_scalar(f"gradient_norm/{name}", line["norm"], number)
+                self._writer.add_scalar(f"samples_per_s/{name}", line["samples_per_s"], number)
+            case "round" if line["validation_loss"] is not None:
+                self._writer.add_scalar(f"held_out/{name}", line["validation_loss"], line["round"])
 
-    def closed(self, seen: RoundSeen) -> None:
-        """What a round came to, over the rounds."""
-        self._writer.add_scalar("round/loss", seen.loss, seen.round)
-        self._writer.add_scalar("round/counted", len(seen.counted), seen.round)
-
-    def validated(self, seen: ValidationSeen) -> None:
-        """Held-out loss, over the rounds."""
-        self._writer.add_scalar(f"validation/{seen.member}", seen.loss, seen.round)
+    def aggregator_line(self, line: Mapping[str, Any]) -> None:
+        """What a round came to."""
+        if line.get("event") == "round_closed":
+            self._writer.add_scalar("round/loss", line["loss"], line["round"])
+            self._writer.add_scalar("round/counted", len(line["counted"]), line["round"])

@@ -1,0 +1,53 @@
+"""A child process that is started again when something kills it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final
+
+from fedsea_mq.cli.processes import Child
+from fedsea_mq.errors import ProcessFailed
+
+Start = Callable[[], Awaitable[Child]]
+RESTARTS: Final = 20
+
+
+class Kept:
+    """One role of a run, whatever process plays it now.
+
+    A process that a signal ended is started again, at most `RESTARTS` times. One that ended by
+    itself with an error would do so again: that ends the run.
+    """
+
+    def __init__(self, name: str, start: Start, on_restart: Callable[[str], None]) -> None:
+        self.name = name
+        self._start = start
+        self._on_restart = on_restart
+        self.child: Child | None = None
+
+    async def ready(self) -> Child:
+        """Start the first process, and wait until it is ready. Raises `ProcessFailed`."""
+        self.child = await self._start()
+        await self.child.wait_ready()
+        return self.child
+
+    async def lines(self) -> AsyncIterator[dict[str, Any]]:
+        """What its processes say, until one ends well.
+
+        Raises:
+            ProcessFailed: one ended with an error, or too many were killed.
+        """
+        for _ in range(RESTARTS + 1):
+            if self.child is None:
+                self.child = await self._start()
+            child = self.child
+            async for line in child.lines():
+                yield line
+            status = await child.process.wait()
+            if status == 0:
+                return
+            if status > 0:
+                raise ProcessFailed(f"{self.name} ended with {status}: {child.log_tail()}")
+            self._on_restart(self.name)
+            self.child = None
+        raise ProcessFailed(f"{self.name} was killed more than {RESTARTS} times")

@@ -1,0 +1,97 @@
+"""A run on this machine: its processes, kept alive to the end, and what they tell."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fedsea_mq.cli.processes import LocalSystem
+from fedsea_mq.cli.train.kept import Kept
+from fedsea_mq.errors import ConfigError
+from fedsea_mq.settings import Settings
+
+AGGREGATOR = "aggregator"
+# The process that spoke, and its line.
+OnLine = Callable[[str, dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Watchers:
+    """Who is told what: lines of aggregator and members, and that a process was started again."""
+
+    on_line: OnLine
+    on_restart: Callable[[str], None]
+
+
+def members_of(settings: Settings) -> list[str]:
+    """The names of the members that a run on this machine has."""
+    return [f"member-{number + 1}" for number in range(settings.training.clients)]
+
+
+def run_folder(settings: Settings, *, resume: bool) -> Path:
+    """Where the run's files lie.
+
+    Raises:
+        ConfigError: no run is named, or its folder is there and `resume` is not asked for.
+    """
+    training = settings.training
+    if training.run is None:
+        raise ConfigError("training.run: the run needs a name")
+    folder = training.out / training.run
+    if folder.exists() and not resume:
+        raise ConfigError(f"{folder}: is there already; go on with --resume, or name another run")
+    return folder
+
+
+async def run(settings: Settings, watchers: Watchers, *, join: bool = False) -> None:
+    """Start everything, see the run through, and stop everything.
+
+    With `join`, broker and trunk are those of a running system. Processes that are killed are
+    started again, and the run goes on from its last round.
+
+    Raises:
+        ProcessFailed: a process ended with an error, or was killed too often.
+    """
+    async with LocalSystem(settings, joins=join, trunks=1) as system:
+        kept = [] if join else _servers(system, watchers)
+        clients = _parties(system, watchers)
+        async with asyncio.TaskGroup() as group:
+            serving = [group.create_task(_keep(one)) for one in kept]
+            taking_part = [group.create_task(_follow(one, watchers)) for one in clients]
+            await asyncio.wait(taking_part)
+            for task in serving:
+                task.cancel()
+
+
+def _servers(system: LocalSystem, watchers: Watchers) -> Sequence[Kept]:
+    broker = Kept("broker", system.start_broker, watchers.on_restart)
+    trunk = Kept("trunk", partial(system.start_trunk, 0), watchers.on_restart)
+    broker.child, trunk.child = system.broker, system.trunks[0]
+    return [broker, trunk]
+
+
+def _parties(system: LocalSystem, watchers: Watchers) -> Sequence[Kept]:
+    def kept(name: str, module: str, **training: Any) -> Kept:
+        settings = system.settings.replace(training=training)
+        start = partial(system.start, module, name, settings)
+        return Kept(name, start, watchers.on_restart)
+
+    clients = [
+        kept(name, "nodes.trainer", member=name, shard=number)
+        for number, name in enumerate(members_of(system.settings))
+    ]
+    return [kept(AGGREGATOR, "nodes.aggregator", resume=True), *clients]
+
+
+async def _keep(kept: Kept) -> None:
+    async for _ in kept.lines():
+        pass
+
+
+async def _follow(kept: Kept, watchers: Watchers) -> None:
+    async for line in kept.lines():
+        watchers.on_line(kept.name, line)
