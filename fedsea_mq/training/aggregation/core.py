@@ -150,6 +150,7 @@ class Aggregation:
         asked = frame.body(Enlist)
         known = frame.envelope.session in self.members
         replaced = self.members.enlist(frame.envelope.session, asked, now)
+        session = self.members.find(frame.envelope, now)
         terms = self.members.terms
         accept = Accept(terms.node, max_frame_positions=1, lease_ms=round(terms.lease_s * 1000))
         actions: list[Action] = [_reply(frame.envelope, Kind.ACCEPT, accept)]
@@ -158,8 +159,12 @@ class Aggregation:
             actions.append(Reply(Frame.closing(gone, replaced.id).parts()))
             actions += self._left(replaced, now)
         attempt = self._course.attempt
-        if not known and attempt is not None and asked.member in attempt.tasked:
-            actions += self._course.excuse(asked.member, "it has come back", now)
+        # One that masks may have lost no more than its session.
+        trained = (
+            attempt is not None and attempt.secure is None and session.member in attempt.tasked
+        )
+        if not known and trained:
+            actions += self._course.excuse(session.member, "it has come back", now)
         return actions
 
     def _left(self, session: MemberSession, now: float) -> list[Action]:
@@ -327,7 +332,8 @@ class Aggregation:
         if answer is None:
             if now < poll.until:
                 return []
-            answer = _WAIT
+            # To be asked or said again.
+            answer = _WAIT if poll.attempt is None else (Secured(poll.attempt), [])
         session.poll = None
         if isinstance(answer, FedSeaError):
             return [Reply(Frame.error(answer, poll.envelope).parts())]

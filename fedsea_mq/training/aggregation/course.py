@@ -117,7 +117,7 @@ class RunCourse:
         if attempt is None:
             return []
         if attempt.secure is not None:
-            attempt.secure.lose(member)
+            attempt.secure.decline(member)
         events = self.rounds.excuse(member.encode(), attempt.round, now)
         return self._follow(events, now, f"{member} cannot go on: {reason}")
 

@@ -84,9 +84,11 @@ class SecureStages:
         self._stage_s = rules.stage_s
         self._deadline = now + rules.stage_s
         self._lost: set[int] = set()
-        # By number: the last record, and what is to be said to it once the stage is over.
-        self._said: dict[int, bytes] = {}
-        self._told: dict[int, bytes] = {}
+        self._declined: set[int] = set()
+        # By number: the stage of each record, and that of the record which came last.
+        self._said: dict[int, dict[bytes, Stage]] = {}
+        self._asking: dict[int, Stage] = {}
+        self._told: dict[tuple[Stage, int], bytes] = {}
         # Vectors that are being added: nobody may touch the server meanwhile.
         self._adding: dict[int, bytes] = {}
 
@@ -100,19 +102,31 @@ class SecureStages:
         return self._numbers.get(member)
 
     def invitation(self, member: str) -> list[bytes] | None:
-        """The terms, and who has which number, for one who may still take part from the start."""
+        """The terms, and who has which number, for one who may take part from the start.
+
+        Or go on, if it has lost no more than its session: then it says all of it again.
+        """
         number = self._numbers.get(member)
-        if number is None or number in self._said or self.server.stage is not Stage.KEYS:
+        if number is None or number in self._declined or self.done:
+            return None
+        said = self._said.get(number, {}).values()
+        if Stage.UNMASK in said or not (said or self.server.stage is Stage.KEYS):
             return None
         return [encode_message(self.server.terms), encode_message(Roster(list(self.members)))]
 
     def lose(self, member: str) -> None:
-        """Its session is over, and with it its secrets: it is not waited for."""
+        """Its session is over: it is not waited for."""
         if member in self._numbers:
             self._lost.add(self._numbers[member])
 
+    def decline(self, member: str) -> None:
+        """It cannot go on: its secrets are gone, or it refuses to."""
+        self.lose(member)
+        if member in self._numbers:
+            self._declined.add(self._numbers[member])
+
     def back(self, member: str) -> None:
-        """It is there again. If it has said nothing yet, it is waited for."""
+        """It is there again, and waited for if it may go on."""
         if self.invitation(member) is not None:
             self._lost.discard(self._numbers[member])
 
@@ -123,7 +137,11 @@ class SecureStages:
             OutOfTurn: it has said something else at this stage, or is lost to it.
             MalformedFrame: not what the stage asks for.
         """
-        if self.done or record in (self._said.get(number), self._adding.get(number)):
+        stage = self._said.get(number, {}).get(record)
+        if stage is not None or self.done:
+            self._asking[number] = stage or Stage.UNMASK
+            return None
+        if self._adding.get(number) == record:
             return None
         stage = self.server.stage
         # The server's own books are not to be read while a vector is being added.
@@ -152,8 +170,8 @@ class SecureStages:
             self._heard(number, record)
 
     def _heard(self, number: int, record: bytes) -> None:
-        self._said[number] = record
-        self._told.pop(number, None)
+        stage = self.server.stage
+        self._said.setdefault(number, {})[record] = self._asking[number] = stage
 
     def advance(self, now: float) -> bool:
         """Close the stage if nobody is waited for any more, or at its deadline.
@@ -167,13 +185,15 @@ class SecureStages:
             return False
         if self.server.waiting_for - self._lost and now < self._deadline:
             return False
-        told = self.server.advance()
-        self._told = {number: encode_message(message) for number, message in told.items()}
+        stage, told = self.server.stage, self.server.advance()
+        for number, message in told.items():
+            self._told[stage, number] = encode_message(message)
         self._deadline = now + self._stage_s
         return self.done
 
     def answer(self, number: int) -> bytes | None:
         """What is to be said to a member's last record; empty after its last, None as yet."""
-        if number in self._adding:
+        stage = self._asking.get(number)
+        if stage is None or number in self._adding:
             return None  # what it was told before is not about this
-        return b"" if self.done else self._told.get(number)
+        return b"" if stage is Stage.UNMASK and self.done else self._told.get((stage, number))

@@ -10,7 +10,7 @@ import pytest
 from fedsea_mq.errors import AttemptOver, FedSeaError, MalformedFrame, OutOfTurn
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame
-from fedsea_mq.protocol.training_messages import Duty, EndRound, Fate, Secured, Task
+from fedsea_mq.protocol.training_messages import Duty, EndRound, Fate, Secured
 from fedsea_mq.training.aggregation import reports as r
 from fedsea_mq.training.aggregation.secure_stages import SecureRules
 from fedsea_mq.training.secure_aggregation.client import SecureClient
@@ -126,8 +126,7 @@ def test_a_member_lost_at_any_stage_leaves_the_exact_sum_of_the_others(
         run.leave("cyd")
     if how == "comes back":
         run.come_back("cyd")
-        if stage:  # else it has said nothing yet, and would take part
-            run.ask("cyd")
+        run.ask("cyd", failed=attempt)  # its secrets are gone
     for step in STEPS[stage:]:
         for member in masking.values():
             step(member)
@@ -186,13 +185,34 @@ def test_a_vector_that_is_being_added_is_not_answered_with_what_was_said_before(
     check_mean(run, EVERYBODY, masking[0].attempt)
 
 
-def test_a_held_message_is_answered_with_wait_in_time() -> None:
+def test_one_that_loses_its_session_alone_says_all_of_it_again_and_takes_part() -> None:
+    run = secure_run()
+    masking = {member: Masking(run, member) for member in EVERYBODY}
+    said = []
+    for step in STEPS[:2]:
+        for member in masking.values():
+            step(member)
+        said.append(masking["cyd"].said)
+    told = masking["cyd"].hear()
+    run.come_back("cyd")
+    assert run.task("cyd").duty is Duty.MASK
+    for record in said:
+        masking["cyd"].said = record
+        heard = masking["cyd"].hear()
+    assert heard == told
+    for step in STEPS[2:]:
+        for member in masking.values():
+            step(member)
+    check_mean(run, EVERYBODY, masking["ada"].attempt)
+
+
+def test_a_message_that_is_held_too_long_is_to_be_said_again() -> None:
     run = secure_run()
     ada = Masking(run, "ada")
     ada.keys()
     run.wait(1.5)
-    waits = [f for f in run.replies.values() if f.envelope.kind is Kind.TASK]
-    assert waits[-1].body(Task).duty is Duty.WAIT
+    held = [f for f in run.replies.values() if f.envelope.kind is Kind.SECURED]
+    assert [list(frame.payload) for frame in held] == [[]]
 
 
 def test_fewer_than_the_threshold_make_the_attempt_void_and_the_held_are_told() -> None:
