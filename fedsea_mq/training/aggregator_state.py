@@ -11,7 +11,7 @@ from fedsea_mq.training.adapter_layout import AdapterLayout
 from fedsea_mq.training.rounds import Progress
 from fedsea_mq.training.shared_adapters import Shared
 from fedsea_mq.training.state import PartState, read_state, write_state
-from fedsea_mq.training.state_folders import StateFolders, written_whole
+from fedsea_mq.training.state_folders import StateFolders
 from fedsea_mq.training.trained_adapter import AdapterState
 
 _PROGRESS: Final = "progress.json"
@@ -46,10 +46,9 @@ def save_aggregator(folders: StateFolders, state: AggregatorState) -> None:
             },
         }
         shared = AdapterState(done, dict(state.shared.adapters), dict(state.shared.moments))
-        with written_whole(folders.path(done)) as partial:
+        with folders.writing(done) as partial:
             write_state(partial / _ADAPTERS, {_NAME: PartState(0, {_NAME: shared})})
             (partial / _PROGRESS).write_text(json.dumps(said, indent=1) + "\n")
-    folders.prune()
 
 
 def newest_aggregator(

@@ -55,7 +55,25 @@ class StateFolders:
         fitting = [number for number in self.numbers if at_most is None or number <= at_most]
         return max(fitting, default=None)
 
-    def prune(self) -> None:
-        """Let go of all but the newest."""
-        for number in self.numbers[:-_KEPT]:
-            shutil.rmtree(self.path(number))
+    @property
+    def _going(self) -> Path:
+        return self.root / "going"
+
+    @contextmanager
+    def writing(self, number: int) -> Iterator[Path]:
+        """A folder to write a state into, which is there whole at the end, or not at all.
+
+        States of this number or later are of attempts that came to nothing: they go first.
+        """
+        shutil.rmtree(self._going, ignore_errors=True)
+        for later in self.numbers:
+            if later >= number:
+                self._discard(later)
+        with written_whole(self.path(number)) as partial:
+            yield partial
+        for old in self.numbers[:-_KEPT]:
+            self._discard(old)
+
+    def _discard(self, number: int) -> None:
+        # Renamed first: what is half removed must not be taken for a state.
+        shutil.rmtree(self.path(number).rename(self._going))

@@ -20,11 +20,11 @@ from fedsea_mq.model.wire_states import (
 from fedsea_mq.training.batch import Batch
 from fedsea_mq.training.grouped_trunk import GroupedTrunk
 from fedsea_mq.training.optimizer import clip_factor
-from fedsea_mq.training.saved_states import SavedStates
 from fedsea_mq.training.seeds import derived_seed
 from fedsea_mq.training.settings import TrainingSettings
 from fedsea_mq.training.sliced_blocks import Slices
-from fedsea_mq.training.state import PartState
+from fedsea_mq.training.state import PartState, read_state, write_state
+from fedsea_mq.training.state_folders import StateFolders
 from fedsea_mq.training.trunk_work import (
     Answer,
     DropPasses,
@@ -43,6 +43,7 @@ PART: Final = "trunk"
 ADAPTER_FOLDER: Final = "adapter"
 # The largest squared norm that a frame can tell.
 _MAX_SQUARED_NORM: Final = 1e12
+_PARTS: Final = "parts"
 
 
 class TrunkCompute:
@@ -54,7 +55,7 @@ class TrunkCompute:
         self._trunk = trunk
         self._settings = settings
         self._max_norm = max_norm
-        self._states = SavedStates(folder)
+        self._states = StateFolders(folder)
         self._folder = folder
 
     def slices(self, work: Work) -> Slices[Outcome]:
@@ -152,7 +153,10 @@ class TrunkCompute:
         found = self._states.newest(work.round)
         if found is None and work.round > 0:
             raise CheckpointError(f"no state before round {work.round} or earlier")
-        self._trunk.restore(PartState(0, {}) if found is None else found[1][PART])
+        state = PartState(0, {})
+        if found is not None:
+            state = read_state(self._states.path(found) / _PARTS)[PART]
+        self._trunk.restore(state)
         # Between rounds all adapters are equal: who is new begins where the others are.
         held = next(iter(self._trunk.adapters.values()), None)
         for name in work.adapters:
@@ -169,7 +173,8 @@ class TrunkCompute:
             for adapter in adapters.values():
                 adapter.load(mean)
         yield
-        self._states.save(work.round, {PART: self._trunk.state()})
+        with self._states.writing(work.round) as folder:
+            write_state(folder / _PARTS, {PART: self._trunk.state()})
         yield
         shared = next(iter(adapters.values()))
         if shared.trains:

@@ -12,12 +12,12 @@ from fedsea_mq.errors import AttemptOver, MalformedFrame
 from fedsea_mq.protocol.bounded import Role
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.training_messages import Secure, Secured, Task, Update, Updated
-from fedsea_mq.training.secure_aggregation.messages import Terms, decode_message
+from fedsea_mq.training.secure_aggregation.messages import Roster, Terms, decode_message
 from fedsea_mq.transport.requests import Traffic
 from nodes.trainer.events import Event, Finished, Masked, RoundDone, StepDone
 from nodes.trainer.member import Member
 from nodes.trainer.member_states import LocalRound
-from nodes.trainer.secure import SecureAttempt
+from nodes.trainer.secure import Seat, SecureAttempt
 from nodes.trainer.sessions import Sessions
 from nodes.trainer.steps import Stepping, Steps
 
@@ -133,11 +133,14 @@ class Duties:
             raise AttemptOver("an update to mask that this member does not have")
         secure = self._secure
         if secure is None or secure.attempt != task.attempt:
-            terms = decode_message(Terms, b"".join(payload))
+            if len(payload) != 2:
+                raise MalformedFrame(f"terms of {len(payload)} parts, expected 2")
+            terms, roster = decode_message(Terms, payload[0]), decode_message(Roster, payload[1])
             if terms.round != task.round:
                 raise MalformedFrame(f"terms of round {terms.round} in round {task.round}")
             layout = member.local.layout
-            secure = SecureAttempt(task.attempt, terms, layout, task.number, self._threshold)
+            seat = Seat(task.number, member.name, roster.members)
+            secure = SecureAttempt(task.attempt, terms, layout, seat, self._threshold)
             self._secure = secure
 
         if secure.over:  # the others have still to answer

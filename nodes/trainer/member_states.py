@@ -8,8 +8,6 @@ or not at all, and the newest two are kept.
 from __future__ import annotations
 
 import json
-import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +20,8 @@ from safetensors.torch import save_file
 from fedsea_mq.errors import CheckpointError
 from fedsea_mq.model.safetensors_file import stored_tensors
 from fedsea_mq.training.state import PartState, read_state, write_state
+from fedsea_mq.training.state_folders import StateFolders
 
-_KEPT: Final = 2
-_STATE: Final = re.compile(r"state-(0|[1-9]\d{0,15})")
 _PARTS: Final = "parts"
 _RECORD: Final = "round.json"
 _UPDATE: Final = "update.safetensors"
@@ -51,7 +48,7 @@ class MemberStates:
     """The states of one member, in a folder of its own."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folders = StateFolders(folder)
 
     def before(self, round_number: int) -> tuple[Mapping[str, PartState], int] | None:
         """The newest state that is not after the beginning of a round, and its place in the data.
@@ -59,10 +56,10 @@ class MemberStates:
         Raises:
             CheckpointError: it is damaged.
         """
-        number = max((n for n in self._numbers() if n <= round_number), default=None)
+        number = self._folders.newest(round_number)
         if number is None:
             return None
-        folder = self._of(number)
+        folder = self._folders.path(number)
         parts = read_state(folder / _PARTS)
         if parts.keys() != {"head", "tail"}:
             raise CheckpointError(f"{folder}: not the state of a member")
@@ -74,41 +71,19 @@ class MemberStates:
         Raises:
             CheckpointError: it is damaged.
         """
-        if round_number + 1 not in self._numbers():
+        if round_number + 1 not in self._folders.numbers:
             return None
-        record = _record(self._of(round_number + 1))
+        record = _record(self._folders.path(round_number + 1))
         return record if record.attempt == attempt else None
 
     def save(self, parts: Mapping[str, PartState], done: LocalRound) -> None:
         """Write the state after a round, in place of that after an attempt that came to nothing."""
-        number = done.round + 1
-        partial, discarded = self._folder / "partial", self._folder / "discarded"
-        for leftover in (partial, discarded):
-            shutil.rmtree(leftover, ignore_errors=True)
-        partial.mkdir(parents=True)
-        write_state(partial / _PARTS, parts)
-        save_file({"update": torch.from_numpy(done.update)}, partial / _UPDATE)
         said = {name: getattr(done, name) for name in ("round", "position", "weight")}
         said |= {"loss": done.loss, "norm": done.norm, "attempt": done.attempt.hex()}
-        (partial / _RECORD).write_text(json.dumps(said) + "\n")
-        # What is later than this is of another run, or of attempts that came to nothing.
-        for later in (n for n in self._numbers() if n > number):
-            shutil.rmtree(self._of(later))
-        if self._of(number).exists():
-            self._of(number).rename(discarded)
-        partial.rename(self._of(number))
-        shutil.rmtree(discarded, ignore_errors=True)
-        for old in self._numbers()[:-_KEPT]:
-            shutil.rmtree(self._of(old))
-
-    def _of(self, number: int) -> Path:
-        return self._folder / f"state-{number}"
-
-    def _numbers(self) -> list[int]:
-        if not self._folder.is_dir():
-            return []
-        named = (_STATE.fullmatch(entry.name) for entry in self._folder.iterdir())
-        return sorted(int(match[1]) for match in named if match is not None)
+        with self._folders.writing(done.round + 1) as partial:
+            write_state(partial / _PARTS, parts)
+            save_file({"update": torch.from_numpy(done.update)}, partial / _UPDATE)
+            (partial / _RECORD).write_text(json.dumps(said) + "\n")
 
 
 def _record(folder: Path) -> LocalRound:

@@ -60,6 +60,7 @@ from fedsea_mq.training.secure_aggregation.messages import (
     Keys,
     MaskedUpdate,
     Reveal,
+    Roster,
     Shares,
     Stage,
     Terms,
@@ -378,7 +379,12 @@ class ScriptedAggregator(ScriptedNode):
             if server.stage is Stage.UNMASK and number not in server.waiting_for:
                 return Kind.TASK, Task(Duty.WAIT, again_ms=20), ()
             task = Task(Duty.MASK, self.round, self.attempt, number=number)
-            return Kind.TASK, task, [encode_message(server.terms)]
+            by_number = sorted(self._secure.numbers, key=self._secure.numbers.__getitem__)
+            return (
+                Kind.TASK,
+                task,
+                [encode_message(server.terms), encode_message(Roster(by_number))],
+            )
         return Kind.TASK, Task(Duty.WAIT, again_ms=20), ()
 
     def _with_adapters(self, task: Task) -> Reply:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from fedsea_mq.errors import CheckpointError, RevealRefused
+from fedsea_mq.errors import CheckpointError, MalformedFrame, RevealRefused
+from fedsea_mq.training.adapter_layout import AdapterLayout
 from fedsea_mq.training.state import PartState
 from fedsea_mq.training.trained_adapter import AdapterState
 from nodes.trainer.member_states import LocalRound, MemberStates
-from nodes.trainer.secure import RevealLog
+from nodes.trainer.secure import RevealLog, Seat, SecureAttempt
 from tests.unit.training.secure_rounds import terms
 
 ATTEMPT = bytes(range(16))
@@ -78,7 +79,7 @@ def test_states_of_another_run_do_not_outlive_this_ones(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_half_is_not_read(tmp_path: Path) -> None:
     states = MemberStates(tmp_path)
     states.save(state(0), local_round(0))
-    for name in ("partial", "discarded"):
+    for name in ("state-2.partial", "going"):
         (tmp_path / name / "parts").mkdir(parents=True)
     assert steps_before(states, 5) == (0, 10)
     states.save(state(1), local_round(1))
@@ -96,21 +97,38 @@ def test_damage_is_told(tmp_path: Path, file: str) -> None:
 
 def test_a_round_is_unmasked_once_or_for_the_same_survivors(tmp_path: Path) -> None:
     file = tmp_path / "a" / "revealed.json"
-    RevealLog(file).admit(terms(), 2, [1, 2, 3])
-    # Given the same member after a restart, and another attempt at the round.
+    RevealLog(file).admit(4, ["ada", "bob", "cyd"])
+    # Given the same member after a restart, and another attempt that numbers members anew.
     log = RevealLog(file)
-    log.admit(terms(attempt=1), 2, [1, 2, 3])
-    # When other survivors are named, or the same numbers among other members, or an older round.
-    for asked, member, survivors in (
-        (terms(attempt=2), 2, [1, 2, 4]),
-        (terms(attempt=2), 2, [1, 2, 3, 4]),
-        (terms(attempt=2), 3, [1, 2, 3]),
-        (terms(members=4, attempt=2), 2, [1, 2, 3]),
-        (terms(round=3), 2, [1, 2, 3]),
+    log.admit(4, ["bob", "cyd", "ada"])
+    # When other survivors are named, or an older round.
+    for number, survivors in (
+        (4, ["ada", "bob", "dan"]),
+        (4, ["ada", "bob", "cyd", "dan"]),
+        (4, ["ada", "bob"]),
+        (3, ["ada", "bob", "cyd"]),
     ):
         with pytest.raises(RevealRefused):
-            log.admit(asked, member, survivors)
+            log.admit(number, survivors)
     # Then only the next round's may be others.
-    log.admit(terms(round=5), 2, [2, 3, 5])
+    log.admit(5, ["bob", "cyd", "eve"])
     with pytest.raises(RevealRefused):
-        log.admit(terms(round=4), 2, [1, 2, 3])
+        log.admit(4, ["ada", "bob", "cyd"])
+
+
+@pytest.mark.parametrize(
+    ("number", "member", "roster"),
+    [
+        (1, "bob", ["ada", "bob", "cyd"]),
+        (4, "cyd", ["ada", "bob", "cyd"]),
+        (0, "cyd", ["ada", "bob", "cyd"]),
+        (2, "bob", ["ada", "bob"]),
+    ],
+)
+def test_a_roster_that_is_not_of_the_terms_is_refused(
+    number: int, member: str, roster: list[str]
+) -> None:
+    layout = AdapterLayout.of({"a": (4,)})
+    asked = terms(members=3, layout=layout)
+    with pytest.raises(MalformedFrame):
+        SecureAttempt(bytes(16), asked, layout, Seat(number, member, roster), 2)

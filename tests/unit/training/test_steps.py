@@ -335,8 +335,8 @@ def test_evaluation_has_no_dropout_and_leaves_no_trace(tiny_llama: Path) -> None
     for seed in range(2):
         split.step(samples(2, seed))
     adapter = split.adapter()
-    for part in (plain.head, plain.trunk, plain.tail):
-        part.adapter.load({name: adapter[name] for name in part.adapter.tensors()})
+    for own in plain.adapters:
+        own.load({name: adapter[name] for name in own.tensors()})
     one = Packed.of(samples(3))
     # When head and tail are evaluated, then as the one that has none.
     states = split.head.evaluate(one.ids, one.batch)
