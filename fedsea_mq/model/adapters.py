@@ -184,14 +184,18 @@ class AdapterFolder:
 
     def stamp(self) -> AdapterSet | None:
         """The set that the folder says it is of. Raises `AdapterError` as `read_stamp`."""
-        of = read_stamp(self.folder, self.digest())
-        if of is not None and not self.blocks <= of.blocks:
-            raise AdapterError(f"{self.folder / STAMP}: a set without blocks that are here")
-        return of
+        return self._stamp(self.digest())
 
     def adapter_set(self) -> AdapterSet:
         """The set that it is of: a folder that says nothing is one by itself."""
-        return self.stamp() or AdapterSet(self.digest(), self.blocks)
+        own = self.digest()
+        return self._stamp(own) or AdapterSet(own, self.blocks)
+
+    def _stamp(self, own: str) -> AdapterSet | None:
+        of = read_stamp(self.folder, own)
+        if of is not None and not self.blocks <= of.blocks:
+            raise AdapterError(f"{self.folder / STAMP}: a set without blocks that are here")
+        return of
 
     def names(self) -> frozenset[str]:
         """The tensors that an adapter of these blocks and settings has."""

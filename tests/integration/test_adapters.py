@@ -18,6 +18,8 @@ from fedsea_mq.cli.verify import Ask, verify
 from fedsea_mq.errors import AdapterError, AdapterMismatch, AdapterUnknown, ConfigError
 from fedsea_mq.model.adapters import split_adapter
 from fedsea_mq.model.attention import Span
+from fedsea_mq.model.chat import chat_tokens
+from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.lora import LoraSettings
 from fedsea_mq.model.partition import Cut
 from fedsea_mq.model.sampling import SamplingSettings
@@ -128,9 +130,9 @@ async def test_adapters_and_none_in_one_batch_are_each_what_peft_says(
     async with running(adapters.model, *adapters.overrides(), frames) as system:
         # When all are asked at once.
         found = await answers(system, NAMES)
-        load = system.trunks[0]._load_now()
+        stats = system.trunks[0]._running.batcher.stats
     # Then steps were shared, and each session got peft's tokens and logits.
-    assert load.mean_batch > 2
+    assert stats.sessions > 2 * stats.steps
     for (name, prompt), answer in found.items():
         tokens, logits = adapters.said(name, prompt)
         assert answer.tokens == tokens, (name, prompt)
@@ -209,6 +211,46 @@ async def test_a_session_goes_to_a_node_that_holds_its_adapter_and_stays_with_it
     assert placed == {
         None: "bare", "ends": "bare", "formal": "holder", "short": "holder", "middle": "holder",
     }  # fmt: skip
+
+
+async def test_a_session_that_loses_its_node_goes_on_with_its_adapter(adapters: Adapters) -> None:
+    prompt = PROMPTS[1]
+    async with AsyncExitStack() as stack:
+        system = await stack.enter_async_context(
+            running(adapters.model, *adapters.overrides(), trunks=0)
+        )
+        bare = system.settings.replace(trunk={"adapters": {}, "name": "bare"})
+        nodes = [TrunkNode(system.settings), TrunkNode(system.settings), TrunkNode(bare)]
+        for node in nodes:
+            await (await stack.enter_async_context(node)).registered()
+        async with system.client.session(60, "short") as session:
+            await session.advance(prompt[:25], lambda _: None)
+            (lost,) = [node for node in nodes if node.name == session.node]
+            await lost.__aexit__()
+            logits = await session.advance(prompt[25:], lambda rows: rows[-1].clone())
+            assert session.recoveries == 1
+            assert session.node not in (lost.name, "bare")
+    torch.testing.assert_close(logits, adapters.said("short", 1)[1][0], atol=1e-4, rtol=0)
+
+
+async def test_chats_and_conversations_have_an_adapter_too(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open("embedded")
+    model, blocks = checkpoint.folders[0], range(checkpoint.blocks)
+    folder = make_adapter(model, tmp_path / "formal", KINDS["formal"][0], blocks=blocks)
+    said = [{"role": "user", "content": "Toban is a baker.\nWhat does Toban do?"}]
+    prompt = chat_tokens(checkpoint.tokenizer, said)
+    sampling = SamplingSettings(max_new_tokens=8, ignore_eos=True)
+    held = [f"{party}.adapters={{formal: {folder}}}" for party in ("trunk", "client")]
+    async with running("embedded", *held) as system:
+        chat = await system.client.chat(said, sampling, adapter="formal").complete()
+        async with system.client.conversation(sampling, 200, adapter="formal") as talk:
+            answer = await talk.say(said[0]["content"]).complete()
+    ids = torch.tensor([prompt])
+    told = with_adapter(model, folder).generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False,
+        eos_token_id=None,
+    )  # fmt: skip
+    assert chat.tokens == answer.tokens == told[0, len(prompt) :].tolist()
 
 
 async def test_an_adapter_that_nobody_holds_or_of_another_set_is_a_typed_error(
