@@ -13,6 +13,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import groupby
 from typing import cast
 
 import torch
@@ -190,11 +191,6 @@ class GroupedLora:
 
 
 def _runs(segments: Sequence[Segment]) -> Sequence[Segment]:
-    """Neighbours with one adapter as one segment."""
-    runs: list[Segment] = []
-    for segment in segments:
-        if runs and runs[-1].adapter == segment.adapter:
-            runs[-1] = Segment(segment.adapter, runs[-1].count + segment.count)
-        else:
-            runs.append(segment)
-    return runs
+    """Neighbours with one adapter as one segment, and with one seed: masks differ by seed."""
+    alike = groupby(segments, key=lambda one: (one.adapter, one.seed))
+    return [Segment(adapter, sum(one.count for one in run), seed) for (adapter, seed), run in alike]

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Final, TypeVar
 
 import torch
@@ -141,10 +140,6 @@ def _apart(inputs: torch.Tensor, batch: Batch) -> Iterator[tuple[Batch, torch.Te
 
 
 def _segments(batch: Batch) -> list[Segment]:
-    """Rows that one product can take are one segment: masks differ by sequence."""
     seeds = batch.seeds or (None,) * len(batch.lengths)
-    named = zip(batch.adapters, seeds, batch.lengths, strict=True)
-    return [
-        Segment(adapter, sum(length for *_, length in rows), seed)
-        for (adapter, seed), rows in groupby(named, key=lambda one: one[:2])
-    ]
+    named = zip(batch.adapters, batch.lengths, seeds, strict=True)
+    return [Segment(adapter, length, seed) for adapter, length, seed in named]

@@ -88,7 +88,9 @@ def test_each_family_learns_as_the_unsplit_model(
 
 @pytest.mark.parametrize("cut", [Cut(0, 0), Cut(0, 2), Cut(2, 0), Cut(1, 2)], ids=str)
 def test_every_kind_of_cut_learns_as_the_unsplit_model(tiny_llama: Path, cut: Cut) -> None:
-    split, unsplit = pair(tiny_llama, cut, TrainingSettings(optimizer=FAST))
+    # Not seed 0: there the first gradient of one weight is rounding alone, and AdamW makes a whole
+    # step of it.
+    split, unsplit = pair(tiny_llama, cut, TrainingSettings(optimizer=FAST, seed=1))
     check_equal(split, unsplit, batches())
 
 
