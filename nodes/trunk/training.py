@@ -33,13 +33,13 @@ def check_trainable(settings: Settings) -> None:
     """Refuse numbers in which one copy of the weights cannot both serve and train.
 
     Raises:
-        ConfigError: int8 weights, or another dtype for training than for serving.
+        ConfigError: weights that are not fp32; `training.dtype` may be bf16 all the same.
     """
-    model, training = settings.model, settings.training
-    if model.weights == "int8" or model.dtype != training.dtype:
+    model = settings.model
+    if model.weights == "int8" or model.dtype != "fp32":
         raise ConfigError(
-            f"a trunk that trains run {training.run} has model.weights auto, and model.dtype "
-            f"({model.dtype}) as training.dtype ({training.dtype})"
+            f"a trunk that trains has model.dtype fp32 and model.weights auto, "
+            f"found {model.dtype} and {model.weights}"
         )
 
 

@@ -432,7 +432,7 @@ async def status(run: Run) -> StatusReport:
 
 
 async def test_a_node_does_not_train_in_numbers_that_it_cannot_serve_in(tiny_llama: Path) -> None:
-    for override in ("model.dtype=bf16", "model.weights=int8", "training.dtype=bf16"):
+    for override in ("model.dtype=bf16", "model.weights=int8"):
         said = [f"model.path={tiny_llama}", "training.run=silos", override]
         with pytest.raises(ConfigError):
             async with TrunkNode(Settings.load(None, said)):

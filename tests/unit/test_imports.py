@@ -99,3 +99,10 @@ def test_rounds_and_aggregation_hold_no_socket_and_no_clock_and_rounds_no_tensor
     for file in (*core, *(training / "secure_aggregation").glob("*.py")):
         assert not set(imports(file)) & {"zmq", "asyncio", "socket", "time", "random"}, file
     assert not {name for file in core for name in imports(file)} & {"torch", "numpy"}
+
+
+def test_the_trunks_rules_of_training_hold_no_tensor_socket_or_clock() -> None:
+    rules = ("trunk_rounds", "trunk_members", "trunk_work", "attempt", "gathering", "ledger")
+    for name in (*rules, "member_frames", "outcomes"):
+        found = set(imports(ROOT / "fedsea_mq" / "training" / f"{name}.py"))
+        assert not found & {"torch", "numpy", "zmq", "asyncio", "time", "random"}, name
