@@ -13,38 +13,34 @@ from typing import Final
 
 import torch
 
-from fedsea_mq.errors import MalformedFrame, TrainingDiverged
 from fedsea_mq.model.wire_states import decode_states, encode_states
 from fedsea_mq.protocol.payload import PayloadSpec, WireDtype
 
-# 2 ** exponent and its inverse are both normal numbers of fp32.
-_MOST: Final = 126
+_MOST: Final = 256
 
 
-def encode_gradient(tensor: torch.Tensor, dtype: WireDtype) -> tuple[int, list[bytes]]:
+def encode_gradient(gradient: torch.Tensor, dtype: WireDtype) -> tuple[int, list[bytes]]:
     """`[positions, hidden]` as an exponent and raw parts, which hold it over `2 ** exponent`.
 
-    Raises:
-        TrainingDiverged: a value is not a finite number.
+    Its largest magnitude becomes 0.5 to 1. What is not finite stays so, where the dtype can.
     """
-    gradient = tensor.detach().float()
-    largest = float(gradient.abs().max()) if gradient.numel() else 0.0
-    if not math.isfinite(largest):
-        raise TrainingDiverged("a gradient is not a finite number")
-    exponent = max(-_MOST, min(_MOST, math.frexp(largest)[1]))
-    return exponent, encode_states(gradient * 2.0**-exponent, dtype)
+    states = gradient.detach().float()
+    largest = float(states.abs().amax()) if states.numel() else 0.0
+    exponent = math.frexp(largest)[1] if math.isfinite(largest) else 0
+    exponent = min(max(exponent, -_MOST), _MOST)
+    return exponent, encode_states(_times_power(states, -exponent), dtype)
 
 
 def decode_gradient(
     parts: Sequence[bytes], exponent: int, count: int, spec: PayloadSpec
 ) -> torch.Tensor:
-    """Undo `encode_gradient`: fp32 `[count, hidden]`.
+    """Undo `encode_gradient`: fp32 `[count, hidden]`, which may not be finite.
 
     Raises:
-        MalformedFrame: the parts are not what the spec says, checked before allocation; or a value
-            is not a finite number.
+        MalformedFrame: the parts are not what the spec says, checked before allocation.
     """
-    gradient = decode_states(parts, count, spec, torch.float32) * 2.0**exponent
-    if not bool(gradient.isfinite().all()):
-        raise MalformedFrame("a gradient that is not finite")
-    return gradient
+    return _times_power(decode_states(parts, count, spec, torch.float32), exponent)
+
+
+def _times_power(states: torch.Tensor, exponent: int) -> torch.Tensor:
+    return torch.ldexp(states, torch.tensor(exponent))

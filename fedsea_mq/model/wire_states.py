@@ -1,10 +1,8 @@
-"""Hidden states, and gradients by them, to and from the payload parts of a frame."""
+"""Hidden states to and from the payload parts of a frame."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Final
 
 import torch
 
@@ -17,7 +15,6 @@ _FLOATS = {
 }
 _INT8_MAX = 127.0
 _FP16_MAX = 65504.0
-_MAX_EXPONENT: Final = 256
 
 
 def encode_states(states: torch.Tensor, dtype: WireDtype) -> list[bytes]:
@@ -53,32 +50,6 @@ def decode_states(
         quantised = _view(parts[0], torch.int8).view(shape).float()
         return (quantised * _view(parts[1], torch.float32)[:, None]).to(dtype)
     return _view(parts[0], _FLOATS[spec.dtype]).view(shape).to(dtype)
-
-
-def encode_gradient(gradient: torch.Tensor, dtype: WireDtype) -> tuple[int, list[bytes]]:
-    """`[positions, hidden]` divided by `2 ** exponent`: the exponent, and the raw parts.
-
-    The largest magnitude becomes 0.5 to 1, so that a narrow dtype loses as little as it can.
-    """
-    largest = float(gradient.detach().abs().amax()) if gradient.numel() else 0.0
-    exponent = math.frexp(largest)[1] if math.isfinite(largest) else 0
-    exponent = min(max(exponent, -_MAX_EXPONENT), _MAX_EXPONENT)
-    return exponent, encode_states(torch.ldexp(gradient.detach().float(), _power(-exponent)), dtype)
-
-
-def decode_gradient(
-    parts: Sequence[bytes], exponent: int, positions: int, spec: PayloadSpec
-) -> torch.Tensor:
-    """Undo `encode_gradient`: fp32 `[positions, hidden]`.
-
-    Raises:
-        MalformedFrame: the parts are not what the spec says, checked before allocation.
-    """
-    return torch.ldexp(decode_states(parts, positions, spec, torch.float32), _power(exponent))
-
-
-def _power(exponent: int) -> torch.Tensor:
-    return torch.tensor(exponent)
 
 
 def _raw(tensor: torch.Tensor) -> bytes:

@@ -11,12 +11,8 @@ import torch
 
 from fedsea_mq.errors import CheckpointError, TrainingDiverged
 from fedsea_mq.model.adapters import write_adapter
-from fedsea_mq.model.wire_states import (
-    decode_gradient,
-    decode_states,
-    encode_gradient,
-    encode_states,
-)
+from fedsea_mq.model.wire_gradients import decode_gradient, encode_gradient
+from fedsea_mq.model.wire_states import decode_states, encode_states
 from fedsea_mq.training.batch import Batch
 from fedsea_mq.training.grouped_trunk import GroupedTrunk
 from fedsea_mq.training.optimizer import clip_factor

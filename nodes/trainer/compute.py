@@ -94,6 +94,8 @@ class Compute:
         if self._gradient_noise:
             rms = float(gradient.float().square().mean().sqrt())
             gradient = gradient + fresh_noise(gradient, self._gradient_noise * rms)
+        if not bool(gradient.isfinite().all()):
+            raise TrainingDiverged("a gradient is not a finite number")
         return learned.loss, *encode_gradient(gradient, self.parts.spec.dtype)
 
     def evaluate(self, micro: MicroBatch, outputs: Sequence[bytes]) -> float:
@@ -112,6 +114,8 @@ class Compute:
         """Add to the head's gradients what the trunk gave back."""
         total, spec = micro.packed.batch.total, self.parts.spec
         came = decode_gradient(gradient, exponent, total, spec)
+        if not bool(came.isfinite().all()):
+            raise MalformedFrame("a gradient that is not finite")
         if self.parts.head.wants_gradient:
             self.parts.head.backward(micro.ticket, came)
 

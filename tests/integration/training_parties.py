@@ -14,12 +14,8 @@ import torch
 from fedsea_mq.errors import FedSeaError
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.partition import Cut
-from fedsea_mq.model.wire_states import (
-    decode_gradient,
-    decode_states,
-    encode_gradient,
-    encode_states,
-)
+from fedsea_mq.model.wire_gradients import decode_gradient, encode_gradient
+from fedsea_mq.model.wire_states import decode_states, encode_states
 from fedsea_mq.protocol.bounded import Role
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame, Parts

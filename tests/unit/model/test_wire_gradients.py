@@ -1,11 +1,11 @@
-"""Gradients on the wire: small ones survive narrow dtypes, what is not finite does not pass."""
+"""Gradients on the wire: small ones survive narrow dtypes."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from fedsea_mq.errors import MalformedFrame, TrainingDiverged
+from fedsea_mq.errors import MalformedFrame
 from fedsea_mq.model.wire_gradients import decode_gradient, encode_gradient
 from fedsea_mq.model.wire_states import encode_states
 from fedsea_mq.protocol.payload import PayloadSpec, WireDtype
@@ -35,17 +35,14 @@ def test_nothing_comes_back_as_nothing(dtype: WireDtype) -> None:
     )
 
 
-def test_what_is_not_finite_is_refused_on_both_sides() -> None:
-    spec = PayloadSpec(WireDtype.FP32, 2)
+def test_what_is_not_finite_comes_out_so_for_whoever_reads_it_to_refuse() -> None:
     for bad in (torch.nan, torch.inf):
-        with pytest.raises(TrainingDiverged):
-            encode_gradient(torch.tensor([[0.0, bad]]), WireDtype.FP16)
-        parts = encode_states(torch.tensor([[0.0, bad]]), WireDtype.FP32)
-        with pytest.raises(MalformedFrame):
-            decode_gradient(parts, 0, 1, spec)
+        gradient = torch.tensor([[0.0, bad]])
+        exponent, parts = encode_gradient(gradient, WireDtype.FP32)
+        back = decode_gradient(parts, exponent, 1, PayloadSpec(WireDtype.FP32, 2))
+        assert torch.equal(back.nan_to_num(7.0), gradient.nan_to_num(7.0))
     # An exponent that makes it so, and parts of another size.
     parts = encode_states(torch.ones(1, 2), WireDtype.FP32)
+    assert not decode_gradient(parts, 256, 1, PayloadSpec(WireDtype.FP32, 2)).isfinite().any()
     with pytest.raises(MalformedFrame):
-        decode_gradient(parts, 256, 1, spec)
-    with pytest.raises(MalformedFrame):
-        decode_gradient(parts, 0, 2, spec)
+        decode_gradient(parts, 0, 2, PayloadSpec(WireDtype.FP32, 2))
