@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Final
 
-from rouge_score.rouge_scorer import RougeScorer
-
 _ARTICLES: Final = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION: Final = str.maketrans("", "", string.punctuation)
 
@@ -60,6 +58,9 @@ class Rouge:
     """ROUGE F-measures from the `rouge-score` library, without stemming."""
 
     def __init__(self, *names: str) -> None:
+        # Imported here: it takes a second, and few need it.
+        from rouge_score.rouge_scorer import RougeScorer
+
         self._scorer = RougeScorer(list(names), use_stemmer=False)
 
     def __call__(self, answer: str, right: str) -> dict[str, float]:

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Final
 
-from sklearn.metrics import accuracy_score, f1_score
-
 from fedsea_mq.tasks.dialogues import Kind
 from fedsea_mq.tasks.metrics import (
     Rouge,
@@ -23,17 +21,24 @@ from fedsea_mq.tasks.task import Answered, Example, Score, Scores
 
 def accuracy(answers: Sequence[Answered]) -> Scores:
     """The share of right answers."""
+    # Imported here and below: training needs tasks and no metric, and this takes half a second.
+    from sklearn.metrics import accuracy_score
+
     return {"accuracy": float(accuracy_score(*_right_and_said(answers)))}
 
 
 def macro_f1(answers: Sequence[Answered]) -> Scores:
     """CB's: accuracy, and the mean of the classes' F1 over the classes that occur."""
+    from sklearn.metrics import f1_score
+
     f1 = f1_score(*_right_and_said(answers), average="macro", zero_division=0.0)
     return {**accuracy(answers), "macro_f1": float(f1)}
 
 
 def answers_and_questions(answers: Sequence[Answered]) -> Scores:
     """MultiRC's: F1a of the yes over all answers, and the share of questions answered whole."""
+    from sklearn.metrics import f1_score
+
     right, said = _right_and_said(answers)
     f1a = f1_score(right, said, pos_label="yes", average="binary", zero_division=0.0)
     questions: dict[tuple[str, str], bool] = defaultdict(lambda: True)
