@@ -103,6 +103,7 @@ def _train_unsplit(settings: Settings) -> Trained:
         settings.federation.rounds,
         settings.federation.local_steps,
         how.optimizer,
+        TrainingSettings.of_trunk(settings).optimizer,
         settings.training.max_norm,
     )
     begin = {

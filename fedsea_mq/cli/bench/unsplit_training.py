@@ -110,6 +110,7 @@ class UnsplitPlan:
     rounds: int
     local_steps: int
     optimizer: OptimizerSettings
+    trunk_optimizer: OptimizerSettings
     max_norm: float
 
 
@@ -151,12 +152,14 @@ def train_unsplit(
     trunk: Adapter,
 ) -> Trained:
     """Train from the adapters `ends`, of head and tail, and `trunk`; members weigh the same."""
-    shared = Trainee(trunk, plan.optimizer)
+    shared = Trainee(trunk, plan.trunk_optimizer)
     taking_part = {
         name: _Member(
             batches,
             Trainee(ends, plan.optimizer),
-            Trainee(trunk, plan.optimizer) if plan.strategy is Strategy.HIERARCHICAL else shared,
+            Trainee(trunk, plan.trunk_optimizer)
+            if plan.strategy is Strategy.HIERARCHICAL
+            else shared,
             [],
         )
         for name, batches in members.items()
