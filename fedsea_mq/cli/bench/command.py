@@ -79,9 +79,9 @@ def train_speed(
 ) -> None:
     """Measure split training by strategy and clients, beside peft on the unsplit model."""
     from fedsea_mq.cli.bench.serving import run
-    from fedsea_mq.cli.bench.train_speed import TRAINING
+    from fedsea_mq.cli.bench.train_speed import BESIDE, TRAINING
 
-    report = asyncio.run(run([TRAINING], repeats))
+    report = asyncio.run(run([TRAINING, BESIDE], repeats))
     if as_json:
         print_json(report)
     else:

@@ -18,9 +18,10 @@ import torch
 from fedsea_mq.cli.bench.comparison import Comparison, Ratio, Repeat
 from fedsea_mq.cli.bench.unsplit_training import Trainee, UnsplitModel
 from fedsea_mq.cli.bench.workbench import Workbench
+from fedsea_mq.cli.loadtest import run_load
 from fedsea_mq.cli.output import progress_console
 from fedsea_mq.cli.processes import LocalSystem
-from fedsea_mq.load.plan import Link
+from fedsea_mq.load.plan import Lengths, Link, LoadPlan
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.partition import Cut, Part
 from fedsea_mq.run_settings import Strategy
@@ -46,6 +47,13 @@ _STEPS: Final = 8
 # The first round is warm-up, and not counted.
 _ROUNDS: Final = 3
 _THREADS: Final = 2
+_CHATS: Final = LoadPlan(
+    sessions=(1,) * 16,
+    prompt=Lengths(low=64, high=64),
+    new=Lengths(low=32, high=32),
+    duration_s=12.0,
+    warmup_s=2.0,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +195,48 @@ class _Watch:
         return Pace(self._samples / seconds, self._bytes / self._samples, busy)
 
 
+async def _beside(_: Workbench) -> Repeat:
+    with tempfile.TemporaryDirectory(prefix="fedsea-beside-") as name:
+        # Rounds without end: the load says how long it goes on.
+        settings = _settings(Strategy.HIERARCHICAL, 2, 1, Path(name)).replace(
+            federation={"rounds": 10_000}, training={"batch_size": 4}
+        )
+        async with LocalSystem(settings, trunks=1) as local:
+            await local.start("nodes.aggregator", "aggregator")
+            alone = await run_load(local, _CHATS)
+            async with _trainers(local.settings, 2, LINKS["none"]) as trainers:
+                taken = _Taken()
+                following = [asyncio.create_task(taken.follow(one)) for one in trainers]
+                await taken.begun.wait()
+                before = taken.samples
+                beside = await run_load(local, _CHATS)
+                trained = taken.samples - before
+                for task in following:
+                    task.cancel()
+                await asyncio.wait(following)
+    p95 = [run.tally.tpot.percentile(95) * 1000 for run in (alone, beside)]
+    return {"decode_p95_beside_training": p95[1] / p95[0]}, {
+        "tpot_p95_alone_ms": p95[0],
+        "tpot_p95_beside_ms": p95[1],
+        "errors_beside": sum(beside.tally.errors.values()),
+        "samples_trained_beside": trained,
+    }
+
+
+class _Taken:
+    """Samples that all clients together have trained on so far."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.begun = asyncio.Event()
+
+    async def follow(self, trainer: TrainingClient) -> None:
+        async for event in trainer.run():
+            if isinstance(event, StepDone):
+                self.samples += event.samples
+                self.begun.set()
+
+
 def _unsplit_samples_per_s() -> float:
     """Peft on the unsplit model: the same steps, one after the other, with the same threads."""
     torch.set_num_threads(_THREADS)
@@ -213,3 +263,15 @@ def _unsplit_samples_per_s() -> float:
 
 
 TRAINING: Final = Comparison("training", RATIOS, _measure)
+BESIDE: Final = Comparison(
+    "beside",
+    (
+        Ratio(
+            "decode_p95_beside_training",
+            "p95 TPOT of 16 thin sessions while two clients train on the same trunk, over without",
+            2.0,
+            at_most=True,
+        ),
+    ),
+    _beside,
+)
