@@ -44,7 +44,8 @@ lint: $(READY)
 	$(BIN)/mypy
 
 unit: $(READY)
-	$(BIN)/python -m pytest
+	@# Most of a test of processes is waiting for them: two at a time take half as long.
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # The versions that are installed now become the locked ones.
 lock: $(READY)
