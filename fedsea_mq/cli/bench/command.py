@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from fedsea_mq.cli import options
-from fedsea_mq.cli.output import print_json, print_table
+from fedsea_mq.cli.output import console, print_json, print_table
 
 bench = typer.Typer(no_args_is_help=True, help="Measure ratios against baselines, side by side.")
 
@@ -86,6 +87,39 @@ def train_speed(
         print_json(report)
     else:
         print_table("training", ["ratio", "value", "goal", "met"], _rows(report["ratios"]))
+
+
+@bench.command(name="train-results")
+def train_results(
+    config: options.Config = None,
+    set_: options.Overrides = None,
+    cuts: Annotated[str, typer.Option(help="Comma-separated, as 1+1,2+2.")] = "1+1",
+    seeds: Annotated[int, typer.Option(min=1, help="Of adapters, shards and order.")] = 3,
+    scales: Annotated[str, typer.Option(help="Noise over the RMS.")] = "0.5,1.0,1.5,2.0",
+    count: Annotated[int, typer.Option("--n", min=1, help="Units of the task asked.")] = 60,
+    out: Annotated[Path | None, typer.Option(help="Folder for the table and its plot.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Fine-tune federated, alone and pooled, and score it; the settings say on what and how."""
+    from fedsea_mq.cli.bench.train_results import Grid, markdown_rows
+    from fedsea_mq.cli.bench.train_results import train_results as run
+    from fedsea_mq.settings import Settings
+
+    both_ends = [tuple(int(blocks) for blocks in cut.split("+")) for cut in cuts.split(",")]
+    numbers = [float(scale) for scale in scales.split(",")]
+    grid = Grid([(head, tail) for head, tail in both_ends], range(seeds), numbers, count)
+    settings = Settings.load(config, set_ or [], ["log.level=warning"])
+    rows = asyncio.run(run(settings, grid))
+    if out is not None:
+        from fedsea_mq.cli.bench.train_plots import plot_results
+
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
+        plot_results(rows, out / "results.png")
+    if as_json:
+        print_json(rows)
+    else:
+        console.print("\n".join(markdown_rows(rows)))
 
 
 def _rows(ratios: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -6,8 +6,7 @@ import asyncio
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,12 +14,12 @@ from typing import Any, Final
 import psutil
 import torch
 
+from fedsea_mq.cli.bench.clients_here import clients_here, trunk_and_aggregator
 from fedsea_mq.cli.bench.comparison import Comparison, Ratio, Repeat
 from fedsea_mq.cli.bench.unsplit_training import Trainee, UnsplitModel
 from fedsea_mq.cli.bench.workbench import Workbench
 from fedsea_mq.cli.loadtest import run_load
 from fedsea_mq.cli.output import progress_console
-from fedsea_mq.cli.processes import LocalSystem
 from fedsea_mq.load.plan import Lengths, Link, LoadPlan
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.partition import Cut, Part
@@ -29,7 +28,6 @@ from fedsea_mq.settings import Settings
 from fedsea_mq.tasks.encoding import Encoded
 from fedsea_mq.training.initial_adapters import adapter_shapes, drawn_adapter
 from fedsea_mq.training.settings import TrainingSettings
-from nodes.load.slow_peer_link import link_over
 from nodes.trainer import Examples, TrainingClient
 from nodes.trainer.events import StepDone
 
@@ -125,36 +123,23 @@ def _examples(seed: int) -> list[Encoded]:
     return [Encoded(tuple(ids[:-_ANSWER]), tuple(ids[-_ANSWER:])) for ids in made]
 
 
+def _shards(clients: int) -> dict[str, Examples]:
+    return {f"member-{number}": Examples(_examples(number)) for number in range(clients)}
+
+
 async def _pace(strategy: Strategy, clients: int, link: Link, threads: int = 1) -> Pace:
     with tempfile.TemporaryDirectory(prefix="fedsea-speed-") as name:
         settings = _settings(strategy, clients, threads, Path(name))
-        async with LocalSystem(settings, trunks=1) as system:
-            await system.start("nodes.aggregator", "aggregator")
-            torch.set_num_threads(threads)
-            async with _trainers(system.settings, clients, link) as trainers:
-                watch = _Watch(clients, [child.process.pid for child in system.children])
-                async with asyncio.TaskGroup() as group:
-                    for trainer in trainers:
-                        group.create_task(watch.follow(trainer))
+        torch.set_num_threads(threads)
+        async with (
+            trunk_and_aggregator(settings) as system,
+            clients_here(system.settings, _shards(clients), link) as trainers,
+            asyncio.TaskGroup() as group,
+        ):
+            watch = _Watch(clients, [child.process.pid for child in system.children])
+            for trainer in trainers:
+                group.create_task(watch.follow(trainer))
     return watch.pace()
-
-
-@asynccontextmanager
-async def _trainers(
-    settings: Settings, clients: int, link: Link
-) -> AsyncIterator[Sequence[TrainingClient]]:
-    async with AsyncExitStack() as stack:
-        yield [
-            await stack.enter_async_context(
-                TrainingClient(
-                    settings,
-                    f"member-{number}",
-                    Examples(_examples(number)),
-                    link_over(link, number),
-                )
-            )
-            for number in range(clients)
-        ]
 
 
 class _Watch:
@@ -201,10 +186,9 @@ async def _beside(_: Workbench) -> Repeat:
         settings = _settings(Strategy.HIERARCHICAL, 2, 1, Path(name)).replace(
             federation={"rounds": 10_000}, training={"batch_size": 4}
         )
-        async with LocalSystem(settings, trunks=1) as local:
-            await local.start("nodes.aggregator", "aggregator")
+        async with trunk_and_aggregator(settings) as local:
             alone = await run_load(local, _CHATS)
-            async with _trainers(local.settings, 2, LINKS["none"]) as trainers:
+            async with clients_here(local.settings, _shards(2), LINKS["none"]) as trainers:
                 taken = _Taken()
                 following = [asyncio.create_task(taken.follow(one)) for one in trainers]
                 await taken.begun.wait()

@@ -1,0 +1,179 @@
+"""What fine-tuning brings: federated with noise, against alone, pooled, and not at all.
+
+For each cut and seed a task's examples are divided among clients, skewed by class. Then are scored,
+on held-out examples:
+
+- `zero-shot`: the model as it is, at each noise;
+- `alone`: each client by itself, at the first noise; the mean over the clients;
+- `federated`: all clients together, trained and scored at each noise, and without noise;
+- `pooled`: one client with all examples, without noise, as many a step as all take together.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, Final
+
+from fedsea_mq.cli.bench.clients_here import train_to_the_end
+from fedsea_mq.cli.output import progress_console
+from fedsea_mq.cli.score import Asked, score
+from fedsea_mq.model.adapters import merge_adapters
+from fedsea_mq.model.checkpoint import Checkpoint
+from fedsea_mq.settings import Settings
+from fedsea_mq.tasks.registry import find
+from fedsea_mq.tasks.task import Scores, Split, Wanted
+from nodes.trainer.examples import Examples, load_examples
+
+_OFF: Final = 0.0
+_NAME: Final = "trained"
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What is trained and scored; noise scales are relative to the head output's RMS."""
+
+    cuts: Sequence[tuple[int, int]]
+    seeds: Sequence[int]
+    scales: Sequence[float]
+    asked: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One arm at one cut and noise, scored once a seed."""
+
+    cut: str
+    arm: str
+    scale: float
+    scores: list[Scores]
+
+    def as_json(self) -> dict[str, Any]:
+        """Mean and standard deviation of each score over the seeds, and of the scores' mean."""
+        named = {name: [one[name] for one in self.scores] for name in self.scores[0]}
+        named["mean"] = [fmean(one.values()) for one in self.scores]
+        return {
+            "cut": self.cut,
+            "arm": self.arm,
+            "noise_over_rms": self.scale,
+            "seeds": len(self.scores),
+            "scores": {name: round(fmean(values), 4) for name, values in named.items()},
+            "spread": {
+                name: round(stdev(values), 4) if len(values) > 1 else None
+                for name, values in named.items()
+            },
+        }
+
+
+async def train_results(settings: Settings, grid: Grid) -> list[dict[str, Any]]:
+    """Train and score everything; one row for each cut, arm and noise."""
+    found: dict[tuple[str, str, float], Row] = {}
+    for head, tail in grid.cuts:
+        for seed in grid.seeds:
+            cell = _Cell.of(settings, (head, tail), seed, grid)
+            async for arm, scale, scores in cell.arms():
+                key = (f"{head}+{tail}", arm, scale)
+                found.setdefault(key, Row(*key, [])).scores.append(scores)
+                progress_console.print(f"{key}, seed {seed}: {scores}", style="dim")
+    return [row.as_json() for row in found.values()]
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """One cut and seed."""
+
+    settings: Settings
+    grid: Grid
+    shards: Mapping[str, Examples]
+    asked: Asked
+
+    @classmethod
+    def of(cls, settings: Settings, cut: tuple[int, int], seed: int, grid: Grid) -> _Cell:
+        settings = settings.replace(
+            model={"head_blocks": cut[0], "tail_blocks": cut[1]}, training={"seed": seed}
+        )
+        training = settings.training
+        checkpoint = Checkpoint.open(settings.model.path)
+        shards = {
+            f"client-{number + 1}": load_examples(
+                training.model_copy(update={"shard": number}), checkpoint
+            )
+            for number in range(training.clients)
+        }
+        task = find(training.task, training.data)
+        wanted = Wanted(Split.VALIDATION, grid.asked, 1000)
+        return cls(settings, grid, shards, Asked.of(task, wanted))
+
+    async def arms(self) -> Any:
+        """Arm, noise and scores, as they are found."""
+        for scale, scores in zip(self._scales, await self._score(None, self._scales), strict=True):
+            yield "zero-shot", scale, scores
+        first = self.grid.scales[0]
+        alone = [await self._trained({n: one}, first) for n, one in self.shards.items()]
+        yield "alone", first, {name: fmean(one[name] for one in alone) for name in alone[0]}
+        for scale in self._scales:
+            yield "federated", scale, await self._trained(self.shards, scale)
+        yield "pooled", _OFF, await self._trained({"pooled": self._pool()}, _OFF)
+
+    @property
+    def _scales(self) -> list[float]:
+        return [_OFF, *self.grid.scales]
+
+    def _pool(self) -> Examples:
+        return Examples([one for shard in self.shards.values() for one in shard.train])
+
+    async def _trained(self, shards: Mapping[str, Examples], scale: float) -> Scores:
+        """Train on these shards at this noise, and score the result at the same."""
+        with tempfile.TemporaryDirectory(prefix="fedsea-results-") as name:
+            training = self.settings.training
+            # As many examples a step, whoever takes part.
+            batch = training.batch_size * (training.clients if "pooled" in shards else 1)
+            settings = self.settings.replace(
+                noise=_noise(scale),
+                training={
+                    "run": "results",
+                    "out": name,
+                    "clients": len(shards),
+                    "batch_size": batch,
+                    "alpha": None,
+                },
+            )
+            await train_to_the_end(settings, shards)
+            folder = Path(name) / "results"
+            parts = [folder / "head", folder / "trunk" / "adapter", folder / "tail"]
+            merge_adapters(parts, folder / "merged")
+            (scores,) = await self._score(folder / "merged", [scale])
+        return scores
+
+    async def _score(self, adapter: Path | None, scales: Sequence[float]) -> list[Scores]:
+        settings = self.settings
+        if adapter is not None:
+            held = {_NAME: str(adapter)}
+            settings = settings.replace(
+                trunk={"adapters": held}, client={"adapters": held, "adapter": _NAME}
+            )
+        noises = [_noise(scale) for scale in scales]
+        scored = await score(settings, noises, [self.asked], join=False)
+        return [one.scores for one in scored]
+
+
+def _noise(scale: float) -> dict[str, Any]:
+    return {"mode": "relative", "scale": scale} if scale else {"mode": "off"}
+
+
+def markdown_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The table, a line a row."""
+    names = list(rows[0]["scores"])
+    yield "| cut | arm | noise/RMS | " + " | ".join(names) + " |"
+    yield "|---|---|---|" + "---|" * len(names)
+    for row in rows:
+        cells = [_cell(row["scores"][name], row["spread"][name]) for name in names]
+        scale = f"{row['noise_over_rms']:g}" if row["noise_over_rms"] else "off"
+        yield f"| {row['cut']} | {row['arm']} | {scale} | " + " | ".join(cells) + " |"
+
+
+def _cell(mean: float, spread: float | None) -> str:
+    return f"{100 * mean:.1f}" if spread is None else f"{100 * mean:.1f} ± {100 * spread:.1f}"
