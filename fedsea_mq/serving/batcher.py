@@ -35,7 +35,7 @@ R = TypeVar("R")
 # A packed `[total, ...]` input and its spans to one output a span.
 Forward = Callable[[torch.Tensor, Sequence[Span]], Sequence[torch.Tensor]]
 
-# Long work may make a step this much longer than the short work in it takes, if it is no more.
+# Long work may make a step this much longer than the short work in it takes, if no more want it.
 _LONG_BESIDE_SHORT: Final = 0.5
 # No chunk of long work is smaller: each costs its session a whole step.
 _MIN_CHUNK: Final = 16
@@ -294,11 +294,14 @@ class Batcher:
         latest = ready_since + min(self._cost.fixed_s, self._max_wait_s)
         return None if now >= latest else self._arrivals.worth_waiting_until(now, latest)
 
-    def _long_beside(self, short: int, long: int) -> int:
-        """Positions of `long` pieces of long work that may join `short` positions of short work."""
+    def _long_beside(self, short: int, crowding: float) -> int:
+        """Positions of long work that may join `short` positions of short work.
+
+        It is wanted `crowding` times as much: where more wait for prompts than for answers, it is
+        the prompts that must not be kept long.
+        """
         alone_s = self._cost.fixed_s + short * self._cost.each_s
-        # Where more prompts wait than answers go on, it is the prompts that must not be kept long.
-        share = _LONG_BESIDE_SHORT * max(1.0, long / short)
+        share = _LONG_BESIDE_SHORT * crowding
         return max(_MIN_CHUNK, self._cost.positions_within(share * alone_s, 1 << 20))
 
     def _expire(self, now: float) -> None:

@@ -32,6 +32,8 @@ from fedsea_mq.serving.fair_share import fair_shares
 SHORT_POSITIONS: Final = 16
 # Long work gets at least this part of a step in which it waits.
 _KEPT_FOR_LONG: Final = 1 / 8
+# However many clients bring long work, it does not weigh more than this against others' short work.
+_MOST_CROWDED: Final = 4.0
 # Deadlines of work already done that are kept before they are swept out.
 _SPENT_DEADLINES: Final = 1024
 
@@ -215,12 +217,12 @@ class Scheduler(Generic[W]):
         return late
 
     def plan(
-        self, now: float, long_beside: Callable[[int, int], int] | None = None
+        self, now: float, long_beside: Callable[[int, float], int] | None = None
     ) -> list[Share[W]]:
         """The next step; empty if nothing waits.
 
         `long_beside` bounds what long work gets beside so many positions of short work, given how
-        many pieces of long work wait; without short work the whole step is open to it.
+        many times as many want it (`_crowding`); without short work the whole step is open to it.
         """
         ready = [queue[0] for queue in self._sessions.values()]
         budget = self._limits.positions
@@ -233,7 +235,7 @@ class Scheduler(Generic[W]):
         plan.room += kept
         taken = budget - plan.room
         if taken and long_beside is not None:
-            plan.room = min(plan.room, max(1, long_beside(taken, len(long))))
+            plan.room = min(plan.room, max(1, long_beside(taken, _crowding(short, long))))
         self._fill(plan, long, now)
         self._settle(plan)
         return [share for _, share in plan.taken]
@@ -292,3 +294,19 @@ class Scheduler(Generic[W]):
         self._present[owner.client] -= 1
         if not self._present[owner.client]:
             del self._present[owner.client]
+
+
+def _crowding(short: Sequence[_Waiting[W]], long: Sequence[_Waiting[W]]) -> float:
+    """How many times as many want long work done as want short work done, at least 1.
+
+    Clients are counted, or a client with many prompts could keep the others' answers waiting as
+    long as it liked. What is one client's alone keeps nobody else waiting: its pieces are counted.
+    """
+    answering, prompting = _clients(short), _clients(long)
+    if len(answering | prompting) == 1:
+        return max(1.0, len(long) / len(short))
+    return min(max(1.0, len(prompting) / len(answering)), _MOST_CROWDED)
+
+
+def _clients(waits: Sequence[_Waiting[W]]) -> set[bytes]:
+    return {waiting.work.owner.client for waiting in waits}

@@ -373,8 +373,7 @@ async def test_prompts_that_wait_in_numbers_are_not_kept_waiting_by_a_few_answer
         batcher._cost.observe(positions, 0.1 + positions * 0.001)
     beside_many = batcher._long_beside(16, 1)
     assert 40 <= beside_many <= 60  # a step takes half as long again
-    assert batcher._long_beside(16, 16) == beside_many
-    assert batcher._long_beside(1, 60) > 30 * beside_many
+    assert batcher._long_beside(16, 4) == pytest.approx(4 * beside_many, rel=0.1)
 
 
 class Timeline:

@@ -64,16 +64,36 @@ def test_decodes_go_before_prompts_and_prompts_fill_the_rest() -> None:
 
 
 def test_beside_decodes_a_prompt_gets_what_the_caller_allows() -> None:
-    asked: list[tuple[int, int]] = []
+    asked: list[tuple[int, float]] = []
 
-    def allow(short: int, long: int) -> int:
-        asked.append((short, long))
+    def allow(short: int, crowding: float) -> int:
+        asked.append((short, crowding))
         return 7
 
     made = scheduler(Piece("long", 100), Piece("s1"), Piece("s2"))
     assert taken(made.plan(0.0, allow)) == {"s1": 1, "s2": 1, "long": 7}
     assert asked == [(2, 1)]
     assert taken(made.plan(0.0, allow)) == {"long": 32}  # alone, it may have all
+
+
+@pytest.mark.parametrize(
+    ("prompting", "answering", "crowding"),
+    [
+        pytest.param("a" * 64, "b", 1.0, id="one client's prompts"),
+        pytest.param("aab", "cd", 1.0, id="as many clients"),
+        pytest.param("abcdef", "gg", 4.0, id="many clients, up to a bound"),
+        pytest.param("abc", "a", 3.0, id="one of them has both"),
+        pytest.param("a" * 60, "aa", 30.0, id="nobody else is there"),
+    ],
+)
+def test_prompts_are_weighed_by_the_clients_that_want_them(
+    prompting: str, answering: str, crowding: float
+) -> None:
+    asked: list[float] = []
+    prompts = [Piece(f"p{n}", 512, client) for n, client in enumerate(prompting)]
+    answers = [Piece(f"a{n}", 1, client) for n, client in enumerate(answering)]
+    scheduler(*prompts, *answers).plan(0.0, lambda _, crowd: asked.append(crowd) or 1)
+    assert asked == [crowding]
 
 
 def test_decodes_that_fill_the_step_leave_an_eighth_to_prompts() -> None:
