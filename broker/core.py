@@ -164,7 +164,7 @@ class BrokerCore:
         asked = self._asked(Frame(envelope, parts[1]), peer)
         route = self._routes.get(envelope.session)
         if route is None:
-            node = self._place(asked, now)
+            node = self._place(envelope.session, asked, now)
             route = self._routes[envelope.session] = _Route(node.peer, peer, accepted=False)
         route.client = peer
         return self._relay(Side.NODES, route.node, [parts[0], encode_body(asked)])
@@ -175,12 +175,12 @@ class BrokerCore:
             return replace(frame.body(Open), client=self._alias(peer))
         return replace(frame.body(Enlist), client=self._alias(peer))
 
-    def _place(self, asked: Open | Enlist, now: float) -> Node:
+    def _place(self, session: bytes, asked: Open | Enlist, now: float) -> Node:
         yet_to_register = Busy("no node has registered yet", self._terms.heartbeat_ms / 1000)
         if isinstance(asked, Open):
             if self._is_young(now) and not self._registry.trunks:
                 raise yet_to_register
-            return self._registry.place(asked, now)
+            return self._registry.place(session, asked, now)
         node = self._registry.of_run(asked)
         if node is not None:
             return node
@@ -199,12 +199,18 @@ class BrokerCore:
             route.client = peer
             yield self._relay(Side.NODES, route.node, parts)
             if envelope.kind is Kind.CLOSE:
-                del self._routes[envelope.session]
+                self._end(envelope.session)
         elif envelope.kind is not Kind.CLOSE:
             if self._is_young(now):
                 # Nodes of a restarted broker have yet to say which sessions they hold.
                 raise Busy("nodes are still registering", self._terms.heartbeat_ms / 1000)
             raise SessionUnknown("no node holds this session")
+
+    def _end(self, session: bytes) -> _Route:
+        """Forget a session, whose room on its node is free again."""
+        route = self._routes.pop(session)
+        self._registry.ended(route.node, session)
+        return route
 
     def _is_young(self, now: float) -> bool:
         return now - self._started_at < self._terms.timeout_ms / 1000
@@ -266,9 +272,10 @@ class BrokerCore:
             yield self._relay(Side.CLIENTS, route.client, parts)
         refused = envelope.kind in _REFUSALS and not route.accepted
         if envelope.kind is Kind.CLOSE or refused:
-            del self._routes[envelope.session]
+            self._end(envelope.session)
         elif envelope.kind is Kind.ACCEPT:
             route.accepted = True
+            self._registry.accepted(peer, envelope.session)
 
     def tick(self, now: float) -> list[Send]:
         """Declare silent nodes dead, telling their clients; send idle clients a heartbeat.
@@ -309,7 +316,7 @@ class BrokerCore:
         if side is Side.NODES:
             return self._lose_node(peer)
         orphans = [i for i, route in self._routes.items() if route.client == peer]
-        return [self._close_on_node(self._routes.pop(i).node, i) for i in orphans]
+        return [self._close_on_node(self._end(i).node, i) for i in orphans]
 
     def _lose_node(self, peer: bytes) -> list[Send]:
         self._registry.drop(peer)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from broker.room import Room
 from fedsea_mq.errors import Busy, FingerprintMismatch, LimitExceeded, NodeUnknown
 from fedsea_mq.protocol.adapter_ref import check_held
 from fedsea_mq.protocol.bounded import Role
 from fedsea_mq.protocol.comebacks import Comebacks
 from fedsea_mq.protocol.messages import (
     MAX_NODES,
-    MAX_SESSIONS_A_NODE,
     Load,
     NodeStatus,
     Open,
@@ -28,15 +28,8 @@ class Node:
 
     peer: bytes
     offer: Register
-    load: Load
+    room: Room
     heard_at: float
-    promised_positions: int = 0
-    """KV of sessions placed since the node last told its load."""
-
-    @property
-    def kv_free(self) -> int:
-        """KV positions that a new session can still have."""
-        return self.load.kv_positions_free - self.promised_positions
 
 
 class Registry:
@@ -63,14 +56,18 @@ class Registry:
         """
         if peer not in self._nodes and len(self._nodes) >= MAX_NODES:
             raise LimitExceeded(f"{MAX_NODES} nodes are registered already")
-        self._nodes[peer] = Node(peer, offer, offer.load, now)
+        known = self._nodes.get(peer)
+        room = Room(offer.load) if known is None else known.room
+        room.registered(offer.load, offer.sessions)
+        self._nodes[peer] = Node(peer, offer, room, now)
 
     def heartbeat(self, peer: bytes, load: Load, now: float) -> None:
         """Note that a node lives, and its load. Raises `NodeUnknown`."""
         node = self._nodes.get(peer)
         if node is None:
             raise NodeUnknown("this broker does not know the node: register again")
-        node.load, node.heard_at, node.promised_positions = load, now, 0
+        node.room.told(load)
+        node.heard_at = now
 
     def drop(self, peer: bytes) -> bool:
         """Forget a node; whether it was known."""
@@ -85,8 +82,20 @@ class Registry:
         """The nodes not heard of for longer than the timeout."""
         return [n.peer for n in self._nodes.values() if now - n.heard_at > self._timeout_s]
 
-    def place(self, asked: Open, now: float) -> Node:
-        """The node of the right model and adapter with most free KV, with room set aside on it.
+    def accepted(self, peer: bytes, session: bytes) -> None:
+        """A node took a session in."""
+        if peer in self._nodes:
+            self._nodes[peer].room.accepted(session)
+
+    def ended(self, peer: bytes, session: bytes) -> None:
+        """A session was refused or is over: its room is there for the next."""
+        if peer in self._nodes:
+            self._nodes[peer].room.ended(session)
+
+    def place(self, session: bytes, asked: Open, now: float) -> Node:
+        """The node with most free KV of those that have room, with room set aside on it.
+
+        It is of the session's model, holds its adapter, and has a slot and the KV for it.
 
         Raises:
             FingerprintMismatch: no node serves the client's model and cut.
@@ -103,14 +112,14 @@ class Registry:
         if asked.adapter is not None:
             check_held(asked.adapter, [ref for n in fits for ref in n.offer.adapters])
             fits = [n for n in fits if asked.adapter in n.offer.adapters]
-        best = max(fits, key=lambda node: node.kv_free)
-        # A session that no node could ever hold goes to one all the same, which says so.
-        can_ever = asked.max_positions <= max(n.load.kv_positions_total for n in fits)
-        full = best.kv_free < asked.max_positions or best.load.sessions >= MAX_SESSIONS_A_NODE
-        if can_ever and full:
+        if asked.max_positions > max(n.room.load.kv_positions_total for n in fits):
+            # A session that no node could ever hold goes to one all the same, which says so.
+            return max(fits, key=lambda node: node.room.load.kv_positions_total)
+        roomy = [n for n in fits if n.room.takes(asked.max_positions)]
+        if not roomy:
             raise Busy("all nodes are full", self._comebacks.pause_s(now))
-        if can_ever:
-            best.promised_positions += asked.max_positions
+        best = max(roomy, key=lambda node: node.room.positions_free)
+        best.room.promise(session, asked.max_positions)
         return best
 
     def of_run(self, asked: Enlist) -> Node | None:
@@ -129,7 +138,7 @@ class Registry:
                     head_blocks=node.offer.head_blocks,
                     tail_blocks=node.offer.tail_blocks,
                     silent_ms=max(0, round((now - node.heard_at) * 1000)),
-                    load=node.load,
+                    load=node.room.load,
                     role=node.offer.role,
                     run=node.offer.run,
                 )

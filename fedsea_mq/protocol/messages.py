@@ -137,12 +137,15 @@ class ErrorNotice:
 class Load:
     """What a node holds and does now. Rates are over the last heartbeat interval.
 
-    `direct_sessions` are those of `sessions` whose last extend frame did not pass the broker.
+    A new session needs KV for all its positions and one of the `sessions_free`; a node that takes
+    none says 0 of both. `direct_sessions` are those of `sessions` whose last extend frame did not
+    pass the broker.
     """
 
     kv_positions_free: Count
     kv_positions_total: Count
     sessions: Count
+    sessions_free: Count
     direct_sessions: Count = 0
     positions_per_s: Rate = 0.0
     mean_batch: Rate = 0.0

@@ -122,6 +122,11 @@ class TrunkSessions:
         return list(self._sessions)
 
     @property
+    def slots_free(self) -> int:
+        """The sessions that could be opened now, as far as their number goes."""
+        return 0 if self.draining else self.terms.max_sessions - len(self._sessions)
+
+    @property
     def direct(self) -> int:
         """The sessions whose states come past the broker."""
         return sum(session.heard_from != BROKER for session in self._sessions.values())
@@ -192,7 +197,7 @@ class TrunkSessions:
             )
         if self.draining:
             raise Busy(f"node {terms.node} takes no new sessions", self._comebacks.pause_s(now))
-        if len(self._sessions) >= terms.max_sessions or asked.max_positions > self.kv_free:
+        if not self.slots_free or asked.max_positions > self.kv_free:
             raise Busy(f"node {terms.node} has no room now", self._comebacks.pause_s(now))
 
     def _extend(self, frame: Frame, now: float, origin: bytes) -> list[Action]:

@@ -286,6 +286,7 @@ class AggregatorNode:
             kv_positions_free=0,
             kv_positions_total=0,
             sessions=len(self._running.core.members),
+            sessions_free=0,
             peak_rss_bytes=peak_rss_bytes(),
         )
 

@@ -25,7 +25,7 @@ from fedsea_mq.model.parts import BlockRun, load_trunk, split_spans, weight_byte
 from fedsea_mq.model.wire_states import decode_states, encode_states
 from fedsea_mq.protocol.adapter_ref import AdapterRef
 from fedsea_mq.protocol.frames import Frame
-from fedsea_mq.protocol.messages import Load, Register
+from fedsea_mq.protocol.messages import MAX_SESSIONS_A_NODE, Load, Register
 from fedsea_mq.protocol.payload import WireDtype
 from fedsea_mq.serving.background import Background
 from fedsea_mq.serving.batcher import Batcher, Forward, Work, joined
@@ -289,10 +289,13 @@ class TrunkNode:
     def _load_now(self) -> Load:
         parts = self._running
         terms = parts.sessions.terms
+        sessions = len(parts.sessions) + len(parts.training_sessions)
         return Load(
             kv_positions_free=0 if parts.sessions.draining else parts.sessions.kv_free,
             kv_positions_total=terms.kv_positions,
-            sessions=len(parts.sessions) + len(parts.training_sessions),
+            sessions=sessions,
+            # It must be able to name them all when it registers.
+            sessions_free=max(0, min(parts.sessions.slots_free, MAX_SESSIONS_A_NODE - sessions)),
             direct_sessions=parts.sessions.direct,
             peak_rss_bytes=peak_rss_bytes(),
             **parts.meter.rates(time.monotonic()),

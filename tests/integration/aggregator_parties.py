@@ -80,7 +80,9 @@ class ScriptedTrunk:
         self.membership = Membership(self._link.send, self._offer, self._load)
 
     def _load(self) -> Load:
-        return Load(kv_positions_free=0, kv_positions_total=0, sessions=len(self.sessions))
+        return Load(
+            kv_positions_free=0, kv_positions_total=0, sessions=len(self.sessions), sessions_free=0
+        )
 
     def _offer(self) -> Register:
         model = self._settings.model

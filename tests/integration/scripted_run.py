@@ -79,7 +79,7 @@ from nodes.membership import Membership
 
 RUN = "run-1"
 LEASE_MS = 600
-_LOAD = Load(kv_positions_free=0, kv_positions_total=0, sessions=0)
+_LOAD = Load(kv_positions_free=0, kv_positions_total=0, sessions=0, sessions_free=0)
 _SAID_AT: dict[Stage, Any] = {
     Stage.KEYS: Keys,
     Stage.SHARES: Shares,

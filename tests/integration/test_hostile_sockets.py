@@ -27,7 +27,7 @@ def seeds(system: System) -> list[list[bytes]]:
     """Good frames to mutate, one of each kind a client or node may send."""
     session = secrets.token_bytes(16)
     fingerprint = system.client.model.fingerprint
-    load = Load(kv_positions_free=1, kv_positions_total=1, sessions=0)
+    load = Load(kv_positions_free=1, kv_positions_total=1, sessions=0, sessions_free=1)
     bodies: list[tuple[Kind, Any, list[bytes]]] = [
         (Kind.OPEN, Open(fingerprint, 64, WireDtype.FP32), []),
         (Kind.EXTEND, Extend(0, 2, 1), [bytes(2 * 64 * 4)]),

@@ -32,7 +32,9 @@ _FINGERPRINT: Final = "0" * 64
 _PAYLOAD: Final = bytes(8192)
 _WINDOW: Final = 64
 _RESULT: Final = encode_body(Result(1, 1))
-_LOAD: Final = Load(kv_positions_free=1 << 20, kv_positions_total=1 << 20, sessions=0)
+_LOAD: Final = Load(
+    kv_positions_free=1 << 20, kv_positions_total=1 << 20, sessions=0, sessions_free=1 << 14
+)
 
 
 def proxy(announce: Any) -> None:

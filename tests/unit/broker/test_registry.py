@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+
 import pytest
 
 from broker.registry import Registry
@@ -14,15 +16,20 @@ from fedsea_mq.errors import (
     NodeUnknown,
 )
 from fedsea_mq.protocol.adapter_ref import AdapterRef
-from fedsea_mq.protocol.messages import MAX_NODES, MAX_SESSIONS_A_NODE, Open
+from fedsea_mq.protocol.messages import MAX_NODES, Open
 from fedsea_mq.protocol.payload import WireDtype
-from tests.unit.broker.placing import LLAMA, QWEN, load, offer
+from tests.unit.broker.placing import LLAMA, QWEN, S1, S2, load, offer
 
 
 def asks(positions: int, fingerprint: str = LLAMA, adapter: AdapterRef | None = None) -> Open:
     return Open(
         fingerprint=fingerprint, max_positions=positions, dtype=WireDtype.FP16, adapter=adapter
     )
+
+
+def place(registry: Registry, asked: Open, session: bytes = b"") -> bytes:
+    """Where a session goes, of an id of its own if none is given."""
+    return registry.place(session or secrets.token_bytes(16), asked, 0.0).peer
 
 
 @pytest.fixture
@@ -36,46 +43,101 @@ def registry() -> Registry:
 
 
 def test_a_session_goes_to_the_node_of_its_model_with_most_free_kv(registry: Registry) -> None:
-    assert registry.place(asks(10), 0.0).peer == b"large"
-    assert registry.place(asks(10, QWEN), 0.0).peer == b"other"
+    assert place(registry, asks(10)) == b"large"
+    assert place(registry, asks(10, QWEN)) == b"other"
 
 
 def test_room_is_set_aside_until_the_node_tells_its_load(registry: Registry) -> None:
-    placed = [registry.place(asks(30), 0.0).peer for _ in range(5)]
+    placed = [place(registry, asks(30), bytes([n])) for n in range(5)]
     assert placed == [b"large", b"large", b"small", b"large", b"small"]
     with pytest.raises(Busy):
-        registry.place(asks(30), 0.0)
+        place(registry, asks(30))
+    registry.accepted(b"small", bytes([2]))
+    registry.accepted(b"small", bytes([4]))
     registry.heartbeat(b"small", load(free=30), 1.0)
-    assert registry.place(asks(30), 0.0).peer == b"small"
+    assert place(registry, asks(30)) == b"small"
 
 
 def test_given_no_node_of_the_model_then_the_refusal_says_what_is_served(
     registry: Registry,
 ) -> None:
     with pytest.raises(FingerprintMismatch, match="efefefefefef; served: abababababab, cdcd"):
-        registry.place(asks(1, "ef" * 32), 0.0)
+        place(registry, asks(1, "ef" * 32))
     with pytest.raises(FingerprintMismatch, match="served: none"):
-        Registry(5.0).place(asks(1), 0.0)
+        place(Registry(5.0), asks(1))
 
 
 def test_given_all_full_then_busy(registry: Registry) -> None:
     registry.heartbeat(b"large", load(free=0), 1.0)
     with pytest.raises(Busy):
-        registry.place(asks(61), 0.0)
+        place(registry, asks(61))
 
 
-def test_given_a_node_with_all_sessions_it_may_list_then_busy(registry: Registry) -> None:
-    registry.heartbeat(b"large", load(sessions=MAX_SESSIONS_A_NODE), 1.0)
+def test_given_no_free_slot_then_a_session_goes_where_there_is_one_whoever_has_more_kv(
+    registry: Registry,
+) -> None:
+    registry.heartbeat(b"large", load(free=100, slots=1), 1.0)
+    assert place(registry, asks(1)) == b"large"
+    assert place(registry, asks(1)) == b"small"
+    registry.heartbeat(b"large", load(free=100, slots=0), 2.0)
+    registry.heartbeat(b"small", load(free=60, slots=0), 2.0)
     with pytest.raises(Busy):
-        registry.place(asks(1), 0.0)
+        place(registry, asks(1))
+
+
+@pytest.mark.parametrize("accepted", [True, False], ids=["over", "refused"])
+def test_room_of_a_session_that_ended_is_there_for_the_next_at_once(
+    registry: Registry, accepted: bool
+) -> None:
+    assert place(registry, asks(100), S1) == b"large"
+    if accepted:
+        registry.accepted(b"large", S1)
+        registry.heartbeat(b"large", load(free=0, slots=0), 1.0)
+    with pytest.raises(Busy):
+        place(registry, asks(100), S2)
+    registry.ended(b"large", S1)
+    assert place(registry, asks(100), S2) == b"large"
+
+
+def test_room_that_the_node_has_told_of_is_not_given_back_a_second_time(
+    registry: Registry,
+) -> None:
+    assert place(registry, asks(100), S1) == b"large"
+    registry.accepted(b"large", S1)
+    registry.ended(b"large", S1)
+    registry.heartbeat(b"large", load(free=100), 1.0)
+    registry.ended(b"large", S1)
+    assert place(registry, asks(100), S2) == b"large"
+    with pytest.raises(Busy):
+        place(registry, asks(61))
+
+
+def test_a_session_that_the_node_has_yet_to_accept_is_not_in_the_load_it_tells(
+    registry: Registry,
+) -> None:
+    assert place(registry, asks(100), S1) == b"large"
+    registry.heartbeat(b"large", load(free=100), 1.0)
+    with pytest.raises(Busy):
+        place(registry, asks(61))
+
+
+def test_of_a_session_from_before_the_broker_only_the_node_knows_the_room(
+    registry: Registry,
+) -> None:
+    registry.register(b"large", offer("large", free=0, sessions=[S1]), 0.0)
+    registry.ended(b"large", S1)
+    with pytest.raises(Busy):
+        place(registry, asks(100))
+    registry.heartbeat(b"large", load(free=100), 1.0)
+    assert place(registry, asks(100)) == b"large"
 
 
 def test_given_a_session_no_node_could_ever_hold_then_a_node_is_asked_and_no_room_set_aside(
     registry: Registry,
 ) -> None:
     for _ in range(3):
-        assert registry.place(asks(101), 0.0).peer == b"large"
-    assert registry.place(asks(100), 0.0).peer == b"large"
+        assert place(registry, asks(101)) in (b"large", b"small")
+    assert place(registry, asks(100)) == b"large"
 
 
 def test_a_node_is_silent_once_it_was_not_heard_for_longer_than_the_timeout(
@@ -117,25 +179,25 @@ def test_a_session_goes_to_a_node_that_holds_its_adapter_whoever_has_more_room(
     registry: Registry,
 ) -> None:
     registry.register(b"small", offer("small", free=60, adapters=[FORMAL]), 0.0)
-    assert registry.place(asks(10, adapter=FORMAL), 0.0).peer == b"small"
-    assert registry.place(asks(10), 0.0).peer == b"large"
+    assert place(registry, asks(10, adapter=FORMAL)) == b"small"
+    assert place(registry, asks(10)) == b"large"
     # A node of another set under the same name is no choice, and neither is waiting for one.
     registry.register(b"large", offer("large", free=100, adapters=[OTHER]), 0.0)
-    assert registry.place(asks(10, adapter=FORMAL), 0.0).peer == b"small"
-    assert registry.place(asks(10, adapter=OTHER), 0.0).peer == b"large"
+    assert place(registry, asks(10, adapter=FORMAL)) == b"small"
+    assert place(registry, asks(10, adapter=OTHER)) == b"large"
     with pytest.raises(Busy):
-        registry.place(asks(70, adapter=FORMAL), 0.0)
+        place(registry, asks(70, adapter=FORMAL))
 
 
 def test_given_no_node_with_the_adapter_then_the_refusal_names_it(registry: Registry) -> None:
     with pytest.raises(AdapterUnknown, match="adapter formal"):
-        registry.place(asks(10, adapter=FORMAL), 0.0)
+        place(registry, asks(10, adapter=FORMAL))
     registry.register(b"large", offer("large", adapters=[OTHER]), 0.0)
     with pytest.raises(
         AdapterMismatch, match=r"adapter formal: .* 121212121212, held: 343434343434"
     ):
-        registry.place(asks(10, adapter=FORMAL), 0.0)
+        place(registry, asks(10, adapter=FORMAL))
     # An adapter of another model's node is not of this one.
     registry.register(b"other", offer("other", fingerprint=QWEN, adapters=[FORMAL]), 0.0)
     with pytest.raises(AdapterMismatch):
-        registry.place(asks(10, adapter=FORMAL), 0.0)
+        place(registry, asks(10, adapter=FORMAL))
