@@ -74,6 +74,8 @@ class ClientSession:
         self._closed = False
         # Whether the trunk may hold positions beyond `cached`.
         self._rewinds = False
+        # Whether no trunk holds it, or one that has yet to be brought up to date.
+        self._lost = False
         self.cached = 0
         self.recoveries = 0
         self.traffic = Traffic()
@@ -173,8 +175,8 @@ class ClientSession:
     async def _advance_chunk(
         self, tokens: Sequence[int], read: Callable[[torch.Tensor], T], rows: int
     ) -> T:
-        payload = await self._run_head(tokens)
-        outputs = await self._run_trunk(len(tokens), self._returned(len(tokens), rows), payload)
+        await self._run_head(tokens)
+        outputs = await self._run_trunk(len(tokens), self._returned(len(tokens), rows))
         result = await self._run_tail(len(tokens), rows, outputs, read)
         self.cached += len(tokens)
         return result
@@ -183,8 +185,8 @@ class ClientSession:
         """Outputs wanted of `count` positions: all, if the tail caches them, or what is read."""
         return count if len(self._loaded.tail.run.layers) else rows
 
-    async def _run_head(self, tokens: Sequence[int]) -> list[bytes]:
-        """Head, noise and encoding; what must be sent for these positions."""
+    async def _run_head(self, tokens: Sequence[int]) -> None:
+        """Head, noise and encoding; the log then has what must be sent for these positions."""
         loaded, start = self._loaded, self.cached
         digests = self._chain.extend(start, tokens)
 
@@ -196,19 +198,32 @@ class ClientSession:
         span = Span(self._head_cache, start, len(tokens), adapter=self._adapter.name)
         work = Work(self._owner, self._engine.run_head, span, lambda: ids, finish)
         fresh = await self._engine.batcher.run(work)
-        return self._log.record(start, tokens, fresh)
+        self._log.record(start, tokens, fresh)
 
     @property
     def _head_device(self) -> str:
         return self._loaded.head.run.kv_shape.device
 
-    async def _run_trunk(self, count: int, returned: int, payload: list[bytes]) -> list[bytes]:
+    async def _run_trunk(self, count: int, returned: int) -> list[bytes]:
         for _ in range(_RECOVERIES):
             try:
-                return await self._extend(self.cached, count, returned, payload)
+                if self._lost:
+                    await self._recover()
+                return await self._send(self.cached, count, returned)
             except (SessionLost, SessionUnknown):
-                await self._recover()
+                self._lost = True
         raise SessionLost(f"the session was lost {_RECOVERIES} times in one step")
+
+    async def _send(self, start: int, count: int, returned: int) -> list[bytes]:
+        """Send `count` logged positions in frames that the node takes; the last outputs of them."""
+        frame, end = self._terms.max_frame_positions, start + count
+        outputs: list[list[bytes]] = []
+        for at in range(start, end, frame):
+            after = min(at + frame, end)
+            wanted = min(after - at, max(0, after - (end - returned)))
+            payload = self._log.payload(at, after - at)
+            outputs.append(await self._extend(at, after - at, wanted, payload))
+        return [b"".join(parts) for parts in zip(*filter(None, outputs), strict=True)]
 
     async def _extend(
         self, cached: int, count: int, returned: int, payload: list[bytes]
@@ -239,11 +254,8 @@ class ClientSession:
         self.recoveries += 1
         await self._open()
         self._rewinds = False
-        done = 0
-        while done < self.cached:
-            count = min(self._terms.max_frame_positions, self.cached - done)
-            await self._extend(done, count, 0, self._log.payload(done, count))
-            done += count
+        await self._send(0, self.cached, 0)
+        self._lost = False
 
     async def _run_tail(
         self,
