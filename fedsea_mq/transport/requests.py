@@ -86,6 +86,11 @@ class Requests:
         # One timer for all: a request is answered long before its own would be of any use.
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def give_up_s(self) -> float:
+        """How long the answer to a request is waited for."""
+        return self._patience.give_up_s
+
     async def ask(
         self,
         kind: Kind,

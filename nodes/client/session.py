@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from fedsea_mq.errors import (
     InvalidPrompt,
     MalformedFrame,
     NotRunning,
+    PositionConflict,
     RemoteError,
     SessionLost,
     SessionUnknown,
@@ -35,6 +37,8 @@ from nodes.client.engine import ClientEngine
 
 T = TypeVar("T")
 _RECOVERIES: Final = 8
+# How long to wait for a frame in flight before asking again.
+_IN_FLIGHT_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +156,9 @@ class ClientSession:
             InvalidPrompt: no tokens, or one outside the vocabulary.
             ContextOverflow: more positions than the session was opened for.
             RemoteError: the trunk refused, or no node could take the session over.
+
+        If it is cancelled or raises, whole frames before the last may be cached, and nothing of
+        the others: `cached` says how far it came, and the next call goes on from there.
         """
         self._check(tokens)
         chunk = self._terms.max_frame_positions
@@ -175,9 +182,14 @@ class ClientSession:
     async def _advance_chunk(
         self, tokens: Sequence[int], read: Callable[[torch.Tensor], T], rows: int
     ) -> T:
-        await self._run_head(tokens)
-        outputs = await self._run_trunk(len(tokens), self._returned(len(tokens), rows))
-        result = await self._run_tail(len(tokens), rows, outputs, read)
+        try:
+            await self._run_head(tokens)
+            outputs = await self._run_trunk(len(tokens), self._returned(len(tokens), rows))
+            result = await self._run_tail(len(tokens), rows, outputs, read)
+        except BaseException:
+            # What was sent is cached there by now, or will be soon.
+            self._rewinds = True
+            raise
         self.cached += len(tokens)
         return result
 
@@ -221,22 +233,12 @@ class ClientSession:
         for at in range(start, end, frame):
             after = min(at + frame, end)
             wanted = min(after - at, max(0, after - (end - returned)))
-            payload = self._log.payload(at, after - at)
-            outputs.append(await self._extend(at, after - at, wanted, payload))
+            outputs.append(await self._extend(at, after - at, wanted))
         return [b"".join(parts) for parts in zip(*filter(None, outputs), strict=True)]
 
-    async def _extend(
-        self, cached: int, count: int, returned: int, payload: list[bytes]
-    ) -> list[bytes]:
-        direct = None if self._path is None else await self._path.settled()
-        reply = await self._wires.requests.ask(
-            Kind.EXTEND,
-            Extend(cached=cached, count=count, returned=returned, rewinds=self._rewinds),
-            session=self._id,
-            payload=payload,
-            traffic=self.traffic,
-            direct=direct,
-        )
+    async def _extend(self, cached: int, count: int, returned: int) -> list[bytes]:
+        body = Extend(cached=cached, count=count, returned=returned, rewinds=self._rewinds)
+        reply = await self._ask(body)
         if reply.envelope.kind is not Kind.RESULT:
             raise MalformedFrame(f"a {reply.envelope.kind.name} frame in reply to an extend")
         result = reply.body(Result)
@@ -248,6 +250,25 @@ class ClientSession:
         self._loaded.spec.check(reply.payload, returned)
         self._rewinds = False
         return list(reply.payload)
+
+    async def _ask(self, body: Extend) -> Frame:
+        """The answer to an extend frame, which waits for one before it that was given up."""
+        give_up_at = time.monotonic() + self._wires.requests.give_up_s
+        while True:
+            try:
+                return await self._wires.requests.ask(
+                    Kind.EXTEND,
+                    body,
+                    session=self._id,
+                    payload=self._log.payload(body.cached, body.count),
+                    traffic=self.traffic,
+                    direct=None if self._path is None else await self._path.settled(),
+                )
+            except PositionConflict:
+                # A frame that rewinds conflicts only with one that is still being computed.
+                if not body.rewinds or time.monotonic() > give_up_at:
+                    raise
+            await asyncio.sleep(_IN_FLIGHT_S)
 
     async def _recover(self) -> None:
         """Take the session to a node that is alive, by replaying the bytes already sent."""

@@ -101,3 +101,34 @@ async def test_a_session_outlives_a_node_that_is_lost_while_it_is_brought_up_to_
             came = await going_on
             assert session.node == "third"
     assert_equal(came, oracle(tiny_llama, TOKENS))
+
+
+@pytest.mark.parametrize("computed", [False, True], ids=["on its way", "computed meanwhile"])
+async def test_a_cancelled_advance_leaves_the_session_as_it_was(
+    tiny_llama: Path, computed: bool
+) -> None:
+    async with running(tiny_llama) as system, system.client.session(MOST) as session:
+        await session.advance(TOKENS[:50], as_they_are)
+        batcher = system.trunks[0]._running.batcher
+        steps = batcher.stats.steps
+        given_up = asyncio.create_task(session.advance([1] * 200, as_they_are))
+        await sent_more(session)
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        if computed:
+            await until(lambda: batcher.stats.steps > steps)
+        assert session.cached == 50
+        came = await session.advance(TOKENS[50:], as_they_are)
+    assert_equal(came, oracle(tiny_llama, TOKENS))
+
+
+async def test_a_reader_that_fails_leaves_the_session_as_it_was(tiny_llama: Path) -> None:
+    def fail(_: torch.Tensor) -> None:
+        raise ZeroDivisionError
+
+    async with running(tiny_llama) as system, system.client.session(MOST) as session:
+        await session.advance(TOKENS[:50], as_they_are)
+        with pytest.raises(ZeroDivisionError):
+            await session.advance([1, 2, 3], fail)
+        came = await session.advance(TOKENS[50:], as_they_are)
+    assert_equal(came, oracle(tiny_llama, TOKENS))
