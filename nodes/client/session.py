@@ -76,6 +76,7 @@ class ClientSession:
         # To the client's own batcher every session is as good as another.
         self._owner = Owner(client=b"", session=secrets.token_bytes(SESSION_BYTES))
         self._closed = False
+        self._renewing: asyncio.Task[None] | None = None
         # Whether the trunk may hold positions beyond `cached`.
         self._rewinds = False
         # Whether no trunk holds it, or one that has yet to be brought up to date.
@@ -106,12 +107,14 @@ class ClientSession:
 
     async def __aenter__(self) -> Self:
         await self._open()
-        self._wires.background.start(self._renew(), "fedsea lease")
+        self._renewing = self._wires.background.start(self._renew(), "fedsea lease")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         # Nothing is awaited here, so that a cancelled generation frees the trunk's KV at once.
         self._closed = True
+        if self._renewing is not None:
+            self._renewing.cancel()
         self._leave_path()
         self._engine.batcher.session_left(self._owner.session)
         self._tell_closed()
@@ -310,10 +313,8 @@ class ClientSession:
 
     async def _renew(self) -> None:
         """Keep the lease of a session that nobody advances for a while."""
-        while not self._closed:
+        while True:
             await asyncio.sleep(self._terms.lease_ms / 3000)
-            if self._closed:
-                return
             if self._path is not None:
                 self._path.try_again()
             # By the broker, which so knows of a session whose states do not pass it.

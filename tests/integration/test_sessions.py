@@ -132,3 +132,15 @@ async def test_a_reader_that_fails_leaves_the_session_as_it_was(tiny_llama: Path
             await session.advance([1, 2, 3], fail)
         came = await session.advance(TOKENS[50:], as_they_are)
     assert_equal(came, oracle(tiny_llama, TOKENS))
+
+
+async def test_nothing_of_a_session_runs_on_when_it_has_ended(tiny_llama: Path) -> None:
+    async with running(tiny_llama) as system:
+        async with system.client.session(MOST) as session:
+            await session.advance(TOKENS, as_they_are)
+            assert leases() == 1
+        await until(lambda: leases() == 0, seconds=1)
+
+
+def leases() -> int:
+    return sum(task.get_name() == "fedsea lease" for task in asyncio.all_tasks())
