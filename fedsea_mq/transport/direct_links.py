@@ -22,13 +22,17 @@ from fedsea_mq.transport.requests import Requests, Traffic
 _log = get_logger(__name__)
 # A session's first states wait this long for its probe; on most networks it takes far less.
 _PROBE_S: Final = 1.0
+# A link that brings no answer is made anew, at most this often.
+_MEND_S: Final = 1.0
 # Nodes say where to connect, so there must be an end to it.
 MAX_LINKS: Final = 16
 
 
 @dataclass(slots=True, eq=False)
 class _Connection:
+    endpoint: str
     link: PeerLink
+    made_at: float
     sessions: int = 0
     # Something was sent there, and nothing came back since.
     silent: bool = False
@@ -65,37 +69,49 @@ class DirectLinks:
     async def path(self, session: bytes, offered: str | None) -> DirectPath:
         """The session's way to its node; one that cannot be used, if there is none."""
         if not self._wanted or offered is None:
-            return DirectPath(self._requests, session, None)
+            return DirectPath(self, self._requests, session, None)
         async with self._changing:
-            return DirectPath(self._requests, session, await self._connection(offered))
+            connection = await self._connection(offered)
+        return DirectPath(self, self._requests, session, connection)
 
     async def _connection(self, endpoint: str) -> _Connection | None:
         known = self._connections.get(endpoint)
-        if known is not None and (known.sessions or not known.silent):
-            return known
         if known is not None:
-            # ZeroMQ never tries again where it was refused, as by a node with enough connections.
-            await self._connections.pop(endpoint).link.__aexit__()
-        elif len(self._connections) >= MAX_LINKS and not await self._make_room():
+            return known
+        if len(self._connections) >= MAX_LINKS and not await self._make_room():
             return None
-        return await self._connect(endpoint, silent=known is not None)
+        link = await self._connect(endpoint)
+        if link is None:
+            return None
+        made = _Connection(endpoint, link, asyncio.get_running_loop().time())
+        self._connections[endpoint] = made
+        return made
 
-    async def _connect(self, endpoint: str, *, silent: bool) -> _Connection | None:
-        connection = _Connection(
-            self._make_link(
-                endpoint,
-                lambda frame: self._receive(endpoint, frame),
-                max_part_bytes=self._max_part_bytes,
-            ),
-            silent=silent,
+    async def _connect(self, endpoint: str) -> PeerLink | None:
+        link = self._make_link(
+            endpoint,
+            lambda frame: self._receive(endpoint, frame),
+            max_part_bytes=self._max_part_bytes,
         )
         try:
-            await connection.link.__aenter__()
+            return await link.__aenter__()
         except FedSeaError as error:
             _log.warning("no direct connection", reason=str(error))
             return None
-        self._connections[endpoint] = connection
-        return connection
+
+    async def mend(self, connection: _Connection) -> None:
+        """Connect anew, for all sessions there, if nothing came back and it was not done just now.
+
+        ZeroMQ never tries again where it was refused, as by a node with enough connections.
+        """
+        async with self._changing:
+            now = asyncio.get_running_loop().time()
+            if not connection.silent or now - connection.made_at < _MEND_S:
+                return
+            link = await self._connect(connection.endpoint)
+            if link is not None:
+                old, connection.link, connection.made_at = connection.link, link, now
+                await old.__aexit__()
 
     async def _make_room(self) -> bool:
         unused = (name for name, one in self._connections.items() if not one.sessions)
@@ -113,7 +129,14 @@ class DirectLinks:
 class DirectPath:
     """One session's way to its node past the broker: a `DirectWay`, if it `is_usable`."""
 
-    def __init__(self, requests: Requests, session: bytes, connection: _Connection | None) -> None:
+    def __init__(
+        self,
+        links: DirectLinks,
+        requests: Requests,
+        session: bytes,
+        connection: _Connection | None,
+    ) -> None:
+        self._links = links
         self._requests = requests
         self._session = session
         self._connection = connection
@@ -139,6 +162,7 @@ class DirectPath:
 
     async def _probe(self, connection: _Connection) -> None:
         traffic = Traffic()
+        await self._links.mend(connection)
         try:
             async with asyncio.timeout(_PROBE_S):
                 await self._requests.ask(

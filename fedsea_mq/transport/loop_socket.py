@@ -30,6 +30,8 @@ _BURST: Final = 24
 _MAX_PARTS: Final = MAX_PARTS + 2
 _ZMTP_HEARTBEAT_MS: Final = 2000
 _ZMTP_TIMEOUT_MS: Final = 6000
+# A peer that connects and says nothing keeps its connection this long.
+_HANDSHAKE_MS: Final = 3000
 _LINGER_MS: Final = 250
 
 
@@ -90,6 +92,7 @@ class LoopSocket:
         socket.set(zmq.RCVHWM, self._max_queued)
         socket.set(zmq.HEARTBEAT_IVL, _ZMTP_HEARTBEAT_MS)
         socket.set(zmq.HEARTBEAT_TIMEOUT, _ZMTP_TIMEOUT_MS)
+        socket.set(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         socket.set(zmq.RECONNECT_IVL, 100)
         socket.set(zmq.RECONNECT_IVL_MAX, 2000)
         if self._kind == zmq.ROUTER:

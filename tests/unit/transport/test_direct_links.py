@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
-from fedsea_mq.protocol.frames import Parts
+from fedsea_mq.protocol.frames import Frame, Parts
 from fedsea_mq.transport.direct_links import MAX_LINKS, DirectLinks
 from fedsea_mq.transport.link import PeerLink
 from fedsea_mq.transport.requests import Patience, Requests
 from tests.integration.systems import until
-from tests.unit.transport.test_direct_listener import S1, Door
+from tests.unit.transport.test_direct_listener import ASK, S1, Door, knocking
 
 # Nobody listens on these.
 NOWHERE = [f"tcp://127.0.0.1:{port}" for port in range(1, MAX_LINKS + 5)]
@@ -57,6 +58,24 @@ async def test_however_many_endpoints_are_offered_there_is_an_end_to_connections
         for endpoint in NOWHERE[MAX_LINKS:]:  # takes the place of one that nobody uses
             (await made.path(S1, endpoint)).close()
         assert len(made) == MAX_LINKS
+
+
+async def test_a_door_that_refused_for_want_of_room_is_used_once_it_has_some(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    door, got = Door(most=1), list[Frame]()
+    async with door.listener, links() as made:
+        async with knocking(door, got) as occupant:
+            occupant.send(ASK)
+            await until(lambda: bool(got))
+            path = await made.path(S1, door.listener.endpoint)
+            assert await path.settled() is None
+            assert "connection refused" in caplog.text
+        async with asyncio.timeout(10):
+            while not path.is_usable:
+                path.try_again()
+                await asyncio.sleep(0.1)
+        path.close()
 
 
 async def test_a_way_that_failed_is_left_until_it_answers_again() -> None:

@@ -121,6 +121,20 @@ async def test_connections_beyond_the_limit_are_refused_until_others_end(
                 await asyncio.sleep(0.1)
 
 
+async def test_who_connects_and_says_nothing_is_let_go_of() -> None:
+    door, got = Door(most=1), list[Frame]()
+    async with door.listener:
+        host, port = door.listener.endpoint.removeprefix("tcp://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        async with asyncio.timeout(10):  # ZeroMQ's own patience is 30 s
+            await reader.read()
+        writer.close()
+        while not got:
+            async with knocking(door, got) as client:
+                client.send(ASK)
+                await asyncio.sleep(0.1)
+
+
 async def test_an_endpoint_of_another_machine_cannot_be_listened_on() -> None:
     door = Door()
     door.listener.endpoint = "tcp://192.0.2.1:7710"
