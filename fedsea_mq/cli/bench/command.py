@@ -119,7 +119,7 @@ def train_results(
     if as_json:
         print_json(rows)
     else:
-        console.print("\n".join(markdown_rows(rows)))
+        console.print("\n".join(markdown_rows(rows)), soft_wrap=True)
 
 
 def _rows(ratios: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -78,7 +78,9 @@ async def train_results(settings: Settings, grid: Grid) -> list[dict[str, Any]]:
                 key = (f"{head}+{tail}", arm, scale)
                 found.setdefault(key, Row(*key, [])).scores.append(scores)
                 progress_console.print(f"{key}, seed {seed}: {scores}", style="dim")
-    return [row.as_json() for row in found.values()]
+    arms = list(dict.fromkeys((cut, arm) for cut, arm, _ in found))
+    in_order = sorted(found, key=lambda key: (arms.index(key[:2]), key[2]))
+    return [found[key].as_json() for key in in_order]
 
 
 @dataclass(frozen=True, slots=True)
