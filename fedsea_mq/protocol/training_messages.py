@@ -186,8 +186,9 @@ class Duty(StrEnum):
 class Task:
     """What to do now. `WAIT`: ask again after `again_ms`, at the latest.
 
-    `TRAIN` and `FINISH` bring the shared adapters before round `round` in the payload. `MASK`
-    brings the terms of a secure aggregation, in which this client is member number `number`.
+    `TRAIN` and `FINISH` bring the shared adapters before round `round` in the payload; with
+    `FINISH`, `attempt` is the one that they came out of. `MASK` brings the terms of a secure
+    aggregation, in which this client is member number `number`.
     """
 
     duty: Duty

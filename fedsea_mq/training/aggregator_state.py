@@ -17,7 +17,7 @@ from fedsea_mq.training.trained_adapter import AdapterState
 _PROGRESS: Final = "progress.json"
 _ADAPTERS: Final = "adapters"
 _NAME: Final = "shared"
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ def save_aggregator(folders: StateFolders, state: AggregatorState) -> None:
             "format": _FORMAT,
             "agreed": state.agreed,
             "done": done,
+            "attempt": state.shared.attempt.hex(),
             "turns": state.progress.turns,
             "last_turn": {
                 client.decode(): turn for client, turn in state.progress.last_turn.items()
@@ -69,7 +70,7 @@ def newest_aggregator(
             raise CheckpointError(f"{folder}: not a state of round {number}, format {_FORMAT}")
         if said["agreed"] != agreed:
             raise CheckpointError(f"{folder}: of a run under other settings; they cannot change")
-        progress = _progress(said)
+        progress, attempt = _progress(said), bytes.fromhex(said["attempt"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / _PROGRESS}: not the progress of rounds") from error
     parts = read_state(folder / _ADAPTERS)
@@ -78,7 +79,7 @@ def newest_aggregator(
     held = parts[_NAME].adapters[_NAME]
     if wrong := layout.mismatch(held.adapter):
         raise CheckpointError(f"{folder}: {wrong}")
-    return AggregatorState(agreed, progress, Shared(held.adapter, held.moments))
+    return AggregatorState(agreed, progress, Shared(held.adapter, held.moments, attempt))
 
 
 def _progress(said: dict[str, Any]) -> Progress:

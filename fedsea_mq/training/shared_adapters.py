@@ -12,6 +12,7 @@ import torch
 
 from fedsea_mq.errors import OutOfTurn, UpdateRefused
 from fedsea_mq.model.lora import Adapter
+from fedsea_mq.protocol.training_messages import ATTEMPT_BYTES
 from fedsea_mq.training.adapter_layout import AdapterLayout
 from fedsea_mq.training.averaging import WeightedMean, clip_update, update_norm
 from fedsea_mq.training.secure_aggregation.server import SecureMean
@@ -32,10 +33,14 @@ class ClippedUpdate:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """The shared adapters before a round, fp32, and the server optimiser's moments, fp64."""
+    """The shared adapters before a round, fp32, and the server optimiser's moments, fp64.
+
+    `attempt` is the id of the one that they came out of; zeros before the first round.
+    """
 
     adapters: Adapter
     moments: Moments
+    attempt: bytes = bytes(ATTEMPT_BYTES)
 
 
 class SharedAdapters:
@@ -103,7 +108,8 @@ class SharedAdapters:
         return self._step(attempt, mean.update)
 
     def _step(self, attempt: bytes, mean: Adapter) -> bytes:
-        stepped = Shared(*self._optimizer.step(self.now.adapters, mean, self.now.moments))
+        adapters, moments = self._optimizer.step(self.now.adapters, mean, self.now.moments)
+        stepped = Shared(adapters, moments, attempt)
         self._next = {attempt: stepped}
         return _bytes_of(self._layout, stepped.adapters)
 

@@ -16,6 +16,7 @@ from fedsea_mq.model.wire_states import decode_states, encode_states
 from fedsea_mq.training.batch import Batch
 from fedsea_mq.training.grouped_trunk import GroupedTrunk
 from fedsea_mq.training.optimizer import clip_factor
+from fedsea_mq.training.run_adapters import RunAdapters
 from fedsea_mq.training.seeds import derived_seed
 from fedsea_mq.training.settings import TrainingSettings
 from fedsea_mq.training.sliced_blocks import Slices
@@ -46,11 +47,17 @@ class TrunkCompute:
     """Does what `trunk_rounds` asks for; `folder` is the trunk's part of the run's output."""
 
     def __init__(
-        self, trunk: GroupedTrunk, settings: TrainingSettings, max_norm: float, folder: Path
+        self,
+        trunk: GroupedTrunk,
+        settings: TrainingSettings,
+        max_norm: float,
+        adapters: RunAdapters,
+        folder: Path,
     ) -> None:
         self._trunk = trunk
         self._settings = settings
         self._max_norm = max_norm
+        self._adapters = adapters
         self._states = StateFolders(folder)
         self._folder = folder
 
@@ -174,7 +181,12 @@ class TrunkCompute:
         yield
         shared = next(iter(adapters.values()))
         if shared.trains:
-            write_adapter(self._folder / ADAPTER_FOLDER, shared.tensors(), self._settings.lora)
+            write_adapter(
+                self._folder / ADAPTER_FOLDER,
+                shared.tensors(),
+                self._settings.lora,
+                self._adapters.after(work.attempt),
+            )
         return {}
 
 

@@ -100,7 +100,7 @@ class AggregatorNode:
             )
             shared = plan.shared(state.shared)
             self._parts = _Parts(plan, core, shared, executor, link, background, membership, trunk)
-            self._act(core.begin(shared.vector))
+            self._act(core.begin(shared.vector, shared.now.attempt))
             background.start(membership.run(), f"{self.name} membership")
             background.start(trunk.run(), f"{self.name} trunk lease")
             background.start(self._tick(), f"{self.name} clock")
@@ -265,7 +265,7 @@ class AggregatorNode:
         state = AggregatorState(self._settings.agreed, save.progress, parts.shared.now)
         save_aggregator(parts.plan.folders, state)
         if save.last:
-            parts.plan.write_adapters(parts.shared.now.adapters)
+            parts.plan.write_adapters(parts.shared.now)
 
     def _offer(self) -> Register:
         parts = self._running

@@ -10,7 +10,7 @@ import torch
 from fedsea_mq.errors import CheckpointError, ConfigError
 from fedsea_mq.model.adapters import write_adapter
 from fedsea_mq.model.checkpoint import Checkpoint
-from fedsea_mq.model.lora import Adapter, LoraSettings
+from fedsea_mq.model.lora import LoraSettings
 from fedsea_mq.model.partition import Cut, Part
 from fedsea_mq.run_settings import FederationSection
 from fedsea_mq.settings import Settings
@@ -21,6 +21,7 @@ from fedsea_mq.training.averaging import Personal
 from fedsea_mq.training.initial_adapters import Shapes, adapter_shapes, drawn_adapter
 from fedsea_mq.training.round_plan import RoundPlan
 from fedsea_mq.training.rounds import Progress
+from fedsea_mq.training.run_adapters import RunAdapters
 from fedsea_mq.training.secure_aggregation.messages import MAX_ABS
 from fedsea_mq.training.server_optimizers import FedAdam, FedAvg, FedYogi, ServerOptimizer
 from fedsea_mq.training.shared_adapters import Shared, SharedAdapters
@@ -35,7 +36,8 @@ class RunPlan:
     """One run. Made by `of`.
 
     `parts` are the shapes of head's and tail's adapters, personal ones too; `layout` is of what is
-    shared of them, and is empty where neither part has an adapter.
+    shared of them, and is empty where neither part has an adapter. `adapters` are the run's, over
+    all parts.
     """
 
     settings: Settings
@@ -45,6 +47,7 @@ class RunPlan:
     hidden: int
     parts: Mapping[Part, Shapes]
     layout: AdapterLayout
+    adapters: RunAdapters
     rounds: RoundPlan
     secure: SecureRules | None
     folders: StateFolders
@@ -75,6 +78,7 @@ class RunPlan:
             hidden=checkpoint.hidden,
             parts=parts,
             layout=layout,
+            adapters=RunAdapters.of(run, cut, checkpoint.blocks, settings.lora.parts),
             rounds=_rounds(settings),
             secure=_secure(settings.federation, layout),
             folders=StateFolders(settings.training.out / run / "aggregator"),
@@ -116,19 +120,20 @@ class RunPlan:
             self.layout, _optimizer(federation), federation.max_update_norm, begin
         )
 
-    def write_adapters(self, shared: Adapter) -> None:
+    def write_adapters(self, shared: Shared) -> None:
         """Write what is shared of head and tail in peft's format; personal tensors are zero.
 
         A part of which nothing is shared is not written.
         """
+        made, of = shared.adapters, self.adapters.after(shared.attempt)
         for part, of_part in self.parts.items():
-            if of_part.keys() & shared.keys():
+            if of_part.keys() & made.keys():
                 whole = {
-                    name: shared[name] if name in shared else torch.zeros(shape)
+                    name: made[name] if name in made else torch.zeros(shape)
                     for name, shape in of_part.items()
                 }
                 folder = self.settings.training.out / self.run / part.value
-                write_adapter(folder, whole, _lora(self.settings))
+                write_adapter(folder, whole, _lora(self.settings), of)
 
 
 def _lora(settings: Settings) -> LoraSettings:

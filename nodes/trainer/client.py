@@ -181,7 +181,9 @@ class TrainingClient:
         failed: bytes | None = None
         while True:
             task, payload = await self._ask(failed)
-            if task.duty is Duty.WAIT or task.attempt == failed:
+            # That an attempt failed here does not mean that the run did not go on from it.
+            over = task.duty in (Duty.FINISH, Duty.GIVE_UP)
+            if task.duty is Duty.WAIT or (task.attempt == failed and not over):
                 await asyncio.sleep(task.again_ms / 1000)
                 continue
             self._now.sessions.worked()

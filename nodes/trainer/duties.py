@@ -161,5 +161,5 @@ class Duties:
 
     async def finish(self, task: Task, shared: Sequence[bytes]) -> AsyncGenerator[Event]:
         """Write the member's final adapters."""
-        await self._member.run(partial(self._member.local.finish, task.round, shared))
+        await self._member.run(partial(self._member.local.finish, task.round, task.attempt, shared))
         yield Finished(task.round, str(self._member.folder))

@@ -12,6 +12,7 @@ from fedsea_mq.model.adapters import write_adapter
 from fedsea_mq.model.lora import Adapter
 from fedsea_mq.training.adapter_layout import AdapterLayout
 from fedsea_mq.training.averaging import Personal, clip_update, update_of
+from fedsea_mq.training.run_adapters import RunAdapters
 from nodes.trainer.member_states import LocalRound, MemberStates
 from nodes.trainer.parts import TrainedParts
 
@@ -23,9 +24,15 @@ class LocalWork:
     """
 
     def __init__(
-        self, parts: TrainedParts, personal: Personal, max_update_norm: float, folder: Path
+        self,
+        parts: TrainedParts,
+        personal: Personal,
+        max_update_norm: float,
+        adapters: RunAdapters,
+        folder: Path,
     ) -> None:
         self.states = MemberStates(folder)
+        self._adapters = adapters
         self._folder = folder
         self._parts = parts
         self._personal = personal
@@ -72,13 +79,13 @@ class LocalWork:
         self.states.save(self._parts.state(), done)
         return done
 
-    def finish(self, round_number: int, payload: Sequence[bytes]) -> None:
+    def finish(self, round_number: int, attempt: bytes, payload: Sequence[bytes]) -> None:
         """Write the member's final adapters in peft's format, `head` and `tail`.
 
-        Raises as `begin` does.
+        They are of the run's set after `attempt`. Raises as `begin` does.
         """
         self.begin(round_number, payload)
-        lora = self._parts.settings.lora
+        lora, of = self._parts.settings.lora, self._adapters.after(attempt)
         for name, part in (("head", self._parts.head), ("tail", self._parts.tail)):
             if part.adapter.trains:
-                write_adapter(self._folder / name, part.adapter.tensors(), lora)
+                write_adapter(self._folder / name, part.adapter.tensors(), lora, of)

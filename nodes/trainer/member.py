@@ -12,6 +12,7 @@ from typing import TypeVar
 from fedsea_mq.settings import Settings
 from fedsea_mq.training.averaging import Personal
 from fedsea_mq.training.data_order import DataOrder
+from fedsea_mq.training.run_adapters import RunAdapters
 from nodes.trainer.compute import Compute
 from nodes.trainer.examples import Examples, load_examples
 from nodes.trainer.local_work import LocalWork
@@ -47,6 +48,7 @@ class Member:
         examples = examples.within(min(parts.checkpoint.max_positions, training.max_positions))
         personal = Personal(federation.personal)
         noise, proximal = training.gradient_noise, federation.proximal
+        made = RunAdapters.of(run, parts.cut, parts.checkpoint.blocks, settings.lora.parts)
         folder = training.out / run / "members" / name
         return cls(
             name,
@@ -56,7 +58,7 @@ class Member:
             examples,
             DataOrder(len(examples.train), training.seed, name),
             Compute(parts, personal, gradient_noise=noise, proximal=proximal),
-            LocalWork(parts, personal, federation.max_update_norm, folder),
+            LocalWork(parts, personal, federation.max_update_norm, made, folder),
             RevealLog(folder / "revealed.json"),
             folder,
         )

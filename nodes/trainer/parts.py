@@ -31,6 +31,7 @@ class TrainedParts:
     """
 
     checkpoint: Checkpoint
+    cut: Cut
     fingerprint: str
     head: HeadStep
     tail: TailStep
@@ -62,6 +63,7 @@ class TrainedParts:
         std = noise_std(settings.noise.mode, settings.noise.scale, rms)
         return cls(
             checkpoint,
+            cut,
             fingerprint,
             head,
             tail,

@@ -163,15 +163,14 @@ class TrunkNode:
         cut = Cut(model.head_blocks, model.tail_blocks)
         checkpoint = Checkpoint.open(model.path)
         run = load_trunk(checkpoint, cut, replace(Numerics.of(model), trains=self._trains))
-        hidden = checkpoint.hidden
         offer = _Offer(
             checkpoint.fingerprint(cut),
             cut,
-            hidden,
+            checkpoint.hidden,
             checkpoint.max_positions,
             _adapters(run, self._settings, checkpoint.blocks),
         )
-        compute = trunk_compute(run, self._settings, hidden) if self._trains else None
+        compute = trunk_compute(run, self._settings, checkpoint) if self._trains else None
         return run, offer, compute
 
     def _training(

@@ -9,6 +9,8 @@ from typing import Final
 
 from fedsea_mq.errors import ConfigError, FedSeaError, NotRunning
 from fedsea_mq.log import get_logger
+from fedsea_mq.model.checkpoint import Checkpoint
+from fedsea_mq.model.partition import Cut
 from fedsea_mq.model.parts import BlockRun
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame, Parts
@@ -16,6 +18,7 @@ from fedsea_mq.serving.batcher import Batcher, SlicedWork
 from fedsea_mq.serving.trunk_sessions import Reply
 from fedsea_mq.settings import Settings
 from fedsea_mq.training.load import grouped_trunk
+from fedsea_mq.training.run_adapters import RunAdapters
 from fedsea_mq.training.settings import TrainingSettings
 from fedsea_mq.training.trunk_compute import PART, TrunkCompute
 from fedsea_mq.training.trunk_members import TrainingSessions, TrainingTerms
@@ -43,12 +46,15 @@ def check_trainable(settings: Settings) -> None:
         )
 
 
-def trunk_compute(run: BlockRun, settings: Settings, hidden: int) -> TrunkCompute:
+def trunk_compute(run: BlockRun, settings: Settings, checkpoint: Checkpoint) -> TrunkCompute:
     """Adapters and optimisers on the blocks of `run`, whose linear layers are plain ones."""
-    training, own = settings.training, TrainingSettings.of_trunk(settings)
+    training, model, own = settings.training, settings.model, TrainingSettings.of_trunk(settings)
     assert training.run is not None
+    cut = Cut(model.head_blocks, model.tail_blocks)
+    made = RunAdapters.of(training.run, cut, checkpoint.blocks, settings.lora.parts)
     folder = training.out / training.run / PART
-    return TrunkCompute(grouped_trunk(run, own, hidden), own, training.max_norm, folder)
+    trunk = grouped_trunk(run, own, checkpoint.hidden)
+    return TrunkCompute(trunk, own, training.max_norm, made, folder)
 
 
 def training_terms(settings: Settings, node: str, fingerprint: str, hidden: int) -> TrainingTerms:

@@ -328,6 +328,7 @@ class ScriptedAggregator(ScriptedNode):
         self.shared = Personal(settings.federation.personal).shared(drawn)
         self.first_tail: TailStep = tail
         self.layout = AdapterLayout.of_adapters(self.shared)
+        self.ended = b""
         self.round = 0
         self.attempts = 0
         self.attempt = b""
@@ -366,7 +367,7 @@ class ScriptedAggregator(ScriptedNode):
         if self.gives_up:
             return Kind.TASK, Task(Duty.GIVE_UP, self.round), ()
         if self.finished:
-            return self._with_adapters(Task(Duty.FINISH, self.round))
+            return self._with_adapters(Task(Duty.FINISH, self.round, self.ended))
         if body.failed == self.attempt:
             await self.begin()
         if not self.attempt:
@@ -412,6 +413,7 @@ class ScriptedAggregator(ScriptedNode):
         self.weights.append(weight)
         await self._trunk.end(self.round)
         self.round += 1
+        self.ended = self.attempt
         if self.finished:
             self.attempt = b""
         else:

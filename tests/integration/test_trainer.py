@@ -211,6 +211,20 @@ async def test_an_attempt_that_the_trunk_ends_is_reported_and_begun_again(
     assert isinstance(seen[-1], Finished)
 
 
+async def test_a_run_that_went_on_from_an_attempt_that_failed_here_is_over(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    async with scripted_run(tiny_llama, tmp_path) as run:
+        async with TrainingClient(run.settings, "a", DATA) as trainer:
+            async for event in trainer.run():
+                if isinstance(event, StepDone):
+                    run.trunk.attempt = b"no attempt"
+                if isinstance(event, AttemptFailed):
+                    # When the others have made the last round of it before this member says so.
+                    run.aggregator.ended, run.aggregator.round = run.aggregator.attempt, 2
+    assert isinstance(event, Finished)
+
+
 async def test_members_take_examples_in_orders_of_their_own(
     tiny_llama: Path, tmp_path: Path
 ) -> None:

@@ -98,9 +98,12 @@ class Aggregation:
         known = {client.decode() for client in self._course.rounds.progress.last_turn}
         return frozenset(known | {session.member for session in self.members}) - self._told
 
-    def begin(self, shared: bytes) -> list[Action]:
-        """Go on from these shared adapters; called once, before anything else."""
-        return self._course.begin(shared)
+    def begin(self, shared: bytes, attempt: bytes) -> list[Action]:
+        """Go on from these shared adapters, which came out of this attempt if there was one.
+
+        Called once, before anything else.
+        """
+        return self._course.begin(shared, attempt)
 
     def receive(self, frame: Frame, now: float) -> list[Action]:
         """Handle a client's frame. Every fault becomes a typed error reply; none is raised."""

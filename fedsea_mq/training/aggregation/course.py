@@ -56,6 +56,8 @@ class RunCourse:
         self.attempt: Attempt | None = None
         # The shared adapters before the present round, as they travel.
         self.shared = b""
+        # The attempt that they came out of; zeros before the first round.
+        self.ended = bytes(ATTEMPT_BYTES)
         self._before: Attempt | None = None
         self._secure = secure
         self._entropy = entropy
@@ -68,9 +70,9 @@ class RunCourse:
         finished = self.rounds.phase is Phase.FINISHED and not self._saving
         return finished or self.rounds.phase is Phase.FAILED
 
-    def begin(self, shared: bytes) -> list[Action]:
-        """Go on from these adapters; called once, before anything else."""
-        self.shared = shared
+    def begin(self, shared: bytes, attempt: bytes) -> list[Action]:
+        """Go on from these adapters, of this attempt; called once, before anything else."""
+        self.shared, self.ended = shared, attempt
         return [self._save(None)]
 
     def _save(self, attempt: Attempt | None) -> Save:
@@ -165,7 +167,7 @@ class RunCourse:
         verdict, events = self.rounds.aggregated(present.round, now)
         actions: list[Action] = []
         if verdict is Verdict.COUNTED:
-            of, self.shared = present.round, present.result
+            of, self.shared, self.ended = present.round, present.result, present.id
             actions = [
                 Report(RoundDone(of.number, of.attempt, present.counted)),
                 self._save(present),

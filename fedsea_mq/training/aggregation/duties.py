@@ -17,7 +17,7 @@ def duty_of(course: RunCourse, member: str) -> Answer | None:
     if course.over:
         if course.rounds.phase is Phase.FAILED:
             return Task(Duty.GIVE_UP), []
-        return Task(Duty.FINISH, course.rounds.progress.done), shared
+        return Task(Duty.FINISH, course.rounds.progress.done, course.ended), shared
     if (owed := course.owes(member)) is not None:
         owed.tasked.add(member)
         return Task(Duty.TRAIN, owed.round.number, owed.id, owed.local_steps), shared

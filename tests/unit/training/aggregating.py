@@ -109,7 +109,7 @@ class Aggregating:
         self.attempts: dict[tuple[int, int], bytes] = {}
         self.pending: deque[Callable[[], None]] = deque()
         self._seq = 0
-        self.do(self.core.begin(self.shared.vector))
+        self.do(self.core.begin(self.shared.vector, self.shared.now.attempt))
 
     def do(self, actions: list[Action]) -> None:
         for action in actions:

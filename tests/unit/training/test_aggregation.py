@@ -201,6 +201,8 @@ class TestARound:
             asked = run.ask(member)
             assert asked is not None
             assert (asked[0].duty, asked[0].round) == (Duty.FINISH, 1)
+            # By its attempt all parties name the set that their adapters are of.
+            assert asked[0].attempt == attempt == run.shared.now.attempt
             assert asked[1] == [run.shared.vector]
         assert not run.core.untold
         assert run.of(r.RunFinished) == [r.RunFinished(1)]

@@ -29,7 +29,7 @@ LAYOUT = AdapterLayout.of(SHAPES)
 def state(done: int) -> AggregatorState:
     progress = Progress(done, done + 3, {b"ada": done, b"bob": 1})
     _, moments = FedAdam().step(adapters(done), adapters(done + 1), {})
-    return AggregatorState("agreed", progress, Shared(adapters(done), moments))
+    return AggregatorState("agreed", progress, Shared(adapters(done), moments, bytes([done]) * 16))
 
 
 def test_the_newest_state_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -42,6 +42,7 @@ def test_the_newest_state_is_read_as_it_was_written(tmp_path: Path) -> None:
     read, expected = newest_aggregator(folders, "agreed", LAYOUT), state(3)
     assert read is not None
     assert read.progress == expected.progress
+    assert read.shared.attempt == expected.shared.attempt
     for came, was in (
         (read.shared.adapters, expected.shared.adapters),
         (read.shared.moments, expected.shared.moments),
@@ -99,7 +100,14 @@ def _without_turns(folder: Path) -> None:
     (folder / "progress.json").write_text(json.dumps({**said, "last_turn": ["ada"]}))
 
 
-@pytest.mark.parametrize("damage", [_without_progress, _of_another_round, _without_turns])
+def _without_an_attempt(folder: Path) -> None:
+    said = json.loads((folder / "progress.json").read_text())
+    (folder / "progress.json").write_text(json.dumps({**said, "attempt": "no hex"}))
+
+
+@pytest.mark.parametrize(
+    "damage", [_without_progress, _of_another_round, _without_turns, _without_an_attempt]
+)
 def test_a_damaged_state_is_refused(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     folders = StateFolders(tmp_path)
     save_aggregator(folders, state(1))
