@@ -193,6 +193,12 @@ class StepFailed(RemoteError):
     code = "step_failed"
 
 
+class TrunkDiverged(RemoteError):
+    """The trunk's gradients in training are not finite numbers; once more would change nothing."""
+
+    code = "trunk_diverged"
+
+
 class BatchMismatch(RemoteError):
     """A training batch is empty, or its states, labels or gradients do not fit its lengths."""
 
@@ -272,6 +278,7 @@ _BY_CODE: dict[str, type[RemoteError]] = {
         PositionConflict,
         NodeUnknown,
         StepFailed,
+        TrunkDiverged,
         BatchMismatch,
         TicketInUse,
         TicketUnknown,

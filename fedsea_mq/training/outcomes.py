@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fedsea_mq.errors import FedSeaError, MalformedFrame, StepFailed
+from fedsea_mq.errors import (
+    FedSeaError,
+    MalformedFrame,
+    StepFailed,
+    TrainingDiverged,
+    TrunkDiverged,
+)
 from fedsea_mq.protocol.envelope import Envelope, Kind
 from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Body
@@ -156,5 +162,7 @@ def fault(what: str, outcome: NotFinite | Exception) -> FedSeaError:
     """What the other party is told."""
     if isinstance(outcome, NotFinite):
         return MalformedFrame("states or gradients that are not all finite numbers")
+    if isinstance(outcome, TrainingDiverged):
+        return TrunkDiverged(f"{what}: the trunk's gradients are not finite numbers, or too large")
     # The class says enough: a message may name what is not theirs to read.
     return StepFailed(f"{what}: {type(outcome).__name__}")

@@ -20,6 +20,8 @@ from fedsea_mq.errors import (
     TicketInUse,
     TicketUnknown,
     TooFewClients,
+    TrainingDiverged,
+    TrunkDiverged,
 )
 from fedsea_mq.log import get_logger
 from fedsea_mq.protocol.bounded import Role
@@ -162,7 +164,8 @@ class TrainingClient:
                 `client.give_up_s`.
             FingerprintMismatch, RunMismatch: the run is of another model or other settings.
             RunGivenUp: the aggregator gave up.
-            TrainingDiverged: a loss or gradient is not finite; what is saved is of before.
+            TrainingDiverged: a loss or gradient is not finite, here or at the trunk; what is saved
+                is of before.
             UpdateRefused, MalformedFrame, CheckpointError and others: as their names say.
         """
         sessions = self._now.sessions
@@ -195,6 +198,11 @@ class TrainingClient:
             except _ATTEMPT_FAILED as error:
                 failed = task.attempt
                 yield AttemptFailed(task.round, type(error).__name__)
+            except (TrainingDiverged, TrunkDiverged) as error:
+                raise TrainingDiverged(
+                    f"in round {task.round}: {error}; the state before it is kept, and a smaller "
+                    "training.learning_rate may help"
+                ) from error
             if task.duty is Duty.FINISH:
                 return
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-from fedsea_mq.errors import MalformedFrame, TrainingDiverged
+from fedsea_mq.errors import TrainingDiverged
 from fedsea_mq.model.wire_gradients import decode_gradient, encode_gradient
 from fedsea_mq.model.wire_states import decode_states, encode_states
 from fedsea_mq.privacy.noise import fresh_noise
@@ -107,7 +107,7 @@ class Compute:
         spec = self.parts.spec
         states = decode_states(outputs, micro.packed.batch.total, spec, torch.float32)
         if not bool(states.isfinite().all()):
-            raise MalformedFrame("outputs that are not finite")
+            raise TrainingDiverged("the trunk's outputs are not finite numbers")
         return states.to(self.parts.settings.device)
 
     def take_gradient(self, micro: MicroBatch, exponent: int, gradient: Sequence[bytes]) -> None:
@@ -115,7 +115,7 @@ class Compute:
         total, spec = micro.packed.batch.total, self.parts.spec
         came = decode_gradient(gradient, exponent, total, spec)
         if not bool(came.isfinite().all()):
-            raise MalformedFrame("a gradient that is not finite")
+            raise TrainingDiverged("the trunk's gradient is not of finite numbers")
         if self.parts.head.wants_gradient:
             self.parts.head.backward(micro.ticket, came)
 

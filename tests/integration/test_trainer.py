@@ -19,6 +19,7 @@ from fedsea_mq.errors import (
     RunMismatch,
     RunUnknown,
     TaskDataError,
+    TrainingDiverged,
 )
 from fedsea_mq.model.adapters import AdapterFolder
 from fedsea_mq.protocol.envelope import Kind
@@ -214,14 +215,16 @@ async def test_an_attempt_that_the_trunk_ends_is_reported_and_begun_again(
 async def test_a_run_that_went_on_from_an_attempt_that_failed_here_is_over(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
-    async with scripted_run(tiny_llama, tmp_path) as run:
-        async with TrainingClient(run.settings, "a", DATA) as trainer:
-            async for event in trainer.run():
-                if isinstance(event, StepDone):
-                    run.trunk.attempt = b"no attempt"
-                if isinstance(event, AttemptFailed):
-                    # When the others have made the last round of it before this member says so.
-                    run.aggregator.ended, run.aggregator.round = run.aggregator.attempt, 2
+    async with (
+        scripted_run(tiny_llama, tmp_path) as run,
+        TrainingClient(run.settings, "a", DATA) as trainer,
+    ):
+        async for event in trainer.run():
+            if isinstance(event, StepDone):
+                run.trunk.attempt = b"no attempt"
+            if isinstance(event, AttemptFailed):
+                # When the others have made the last round of it before this member says so.
+                run.aggregator.ended, run.aggregator.round = run.aggregator.attempt, 2
     assert isinstance(event, Finished)
 
 
@@ -344,7 +347,7 @@ async def test_numbers_that_are_not_finite_end_it_with_an_error(
                         for weight in run.trunk.trunks["a"].adapter.parameters().values():
                             weight.data.fill_(torch.nan)
 
-        with pytest.raises(MalformedFrame, match="outputs that are not finite"):
+        with pytest.raises(TrainingDiverged, match="in round 1: the trunk's outputs"):
             await train_and_spoil()
         # Then what it has saved is of before.
         member = tmp_path / "run-1" / "members" / "a"

@@ -24,6 +24,7 @@ from fedsea_mq.errors import (
     RunUnknown,
     SessionUnknown,
     StepFailed,
+    TrunkDiverged,
 )
 from fedsea_mq.model.adapters import AdapterFolder
 from fedsea_mq.model.sampling import SamplingSettings
@@ -359,6 +360,18 @@ async def test_a_pass_of_evaluation_changes_nothing(tiny_llama: Path, tmp_path: 
         await asyncio.gather(*steps)
         learned = await ann.forward(attempt, 0, 0, packed, trains=False)
         assert not torch.allclose(before, learned, rtol=1e-3)
+
+
+async def test_a_trunk_whose_gradients_grow_beyond_all_bounds_says_so(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    async with training(tiny_llama, tmp_path, Strategy.HIERARCHICAL, members=1) as run:
+        (ann,) = run.clients
+        attempt = await run.coordinator.begin(0, 1, NAMES[:1])
+        packed = Packed.of(samples(2, 3))
+        outputs = await ann.forward(attempt, 0, 0, packed)
+        with pytest.raises(TrunkDiverged):
+            await ann.backward(attempt, 0, 0, torch.full_like(outputs, 1e12))
 
 
 async def test_frames_that_do_not_fit_are_refused_and_right_ones_still_taken(

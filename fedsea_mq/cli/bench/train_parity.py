@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 
@@ -20,7 +20,7 @@ from fedsea_mq.cli.bench.unsplit_training import (
 )
 from fedsea_mq.cli.output import progress_console
 from fedsea_mq.cli.train.record import RunRecord
-from fedsea_mq.cli.train.run import AGGREGATOR, Watchers, members_of, run
+from fedsea_mq.cli.train.run import members_of, run
 from fedsea_mq.model.adapters import AdapterFolder
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.lora import Adapter
@@ -82,14 +82,7 @@ def _settings(folder: Path, strategy: Strategy, steps: int) -> Settings:
 
 async def _train_split(settings: Settings) -> RunRecord:
     record = RunRecord()
-
-    def on_line(name: str, line: dict[str, Any]) -> None:
-        if name == AGGREGATOR:
-            record.aggregator_line(line)
-        else:
-            record.member_line(name, line)
-
-    await run(settings, Watchers(on_line, record.restarted))
+    await run(settings, record.line)
     return record
 
 

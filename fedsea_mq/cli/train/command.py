@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 from rich.live import Live
 
 from fedsea_mq.cli.output import console, print_table, progress_console
+from fedsea_mq.cli.train.journal import Journal
 from fedsea_mq.cli.train.plots import plot_run
 from fedsea_mq.cli.train.record import RunRecord
-from fedsea_mq.cli.train.run import AGGREGATOR, Watchers, run, run_folder
+from fedsea_mq.cli.train.run import run, run_folder
 from fedsea_mq.cli.train.tensorboard import EventFiles
 from fedsea_mq.cli.train.view import RunView
 from fedsea_mq.model.adapters import merge_adapters
@@ -21,26 +23,44 @@ from fedsea_mq.settings import Settings
 
 
 async def train(settings: Settings, *, resume: bool, join: bool, as_json: bool) -> None:
-    """Train, with live progress; write adapters, report and plots into the run's folder."""
-    record, begun = RunRecord(), time.monotonic()
-    folder = run_folder(settings, resume=resume)
-    with EventFiles(folder / "tensorboard", settings.federation.local_steps) as files:
+    """Train, with live progress; write adapters, report and plots into the run's folder.
+
+    Raises what `run_folder` and `run` raise. A folder that was made for a run which then did not
+    take a step is removed: the next try, with other settings, is a new run.
+    """
+    folder, record = run_folder(settings, resume=resume), RunRecord()
+    is_new = not folder.exists()
+    try:
+        await _train(settings, folder, record, join=join, as_json=as_json)
+    except BaseException:
+        if is_new and not record.began:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+async def _train(
+    settings: Settings, folder: Path, record: RunRecord, *, join: bool, as_json: bool
+) -> None:
+    begun = time.monotonic()
+    tensorboard = EventFiles(folder / "tensorboard", settings.federation.local_steps)
+    with Journal(folder / "lines.jsonl") as journal, tensorboard:
+        for name, line in journal.read():
+            record.line(name, line)
 
         def on_line(name: str, line: dict[str, Any]) -> None:
-            if name == AGGREGATOR:
-                record.aggregator_line(line)
-                files.aggregator_line(line)
-            else:
-                record.member_line(name, line)
-                files.member_line(name, line)
-            if as_json and "event" in line:
+            if "event" not in line:
+                return
+            journal.write(name, line)
+            record.line(name, line)
+            tensorboard.line(name, line)
+            if as_json:
                 sys.stdout.write(json.dumps({"process": name, **line}) + "\n")
                 sys.stdout.flush()
 
         view = RunView(settings, record)
         live = Live(view, console=progress_console, transient=True, refresh_per_second=4)
         with live:
-            await run(settings, Watchers(on_line, record.restarted), join=join)
+            await run(settings, on_line, join=join)
     report = {**record.as_json(), "seconds": time.monotonic() - begun}
     _write(folder, record, report)
     if as_json:
@@ -64,7 +84,7 @@ def _print(folder: Path, report: dict[str, Any]) -> None:
     rows = [(str(said["round"] + 1), f"{said['loss']:.4f}") for said in report["rounds"]]
     print_table("rounds", ["round", "mean loss"], rows)
     console.print(
-        f"{report['samples']} samples in {report['seconds']:.0f} s; "
+        f"{report['samples']} samples, {report['seconds']:.0f} s this time; "
         f"{report['bytes_up'] / 1e6:.1f} MB up, {report['bytes_down'] / 1e6:.1f} MB down"
     )
     console.print(f"adapters, report and plots: {folder}")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
+# The process that tells of rounds; all others are members.
+AGGREGATOR: Final = "aggregator"
+# The event of a process that was killed, and started again.
+RESTARTED: Final = "restarted"
 Line = Mapping[str, Any]
 
 
@@ -57,8 +61,21 @@ class RunRecord:
     restarts: dict[str, int] = field(default_factory=dict)
     open_round: int = 0
 
-    def member_line(self, name: str, line: Line) -> None:
-        """Note what a member told."""
+    @property
+    def began(self) -> bool:
+        """Whether any member has taken a step."""
+        return any(member.steps for member in self.members.values())
+
+    def line(self, name: str, line: Line) -> None:
+        """Note what a process told, or that it was started again."""
+        if line.get("event") == RESTARTED:
+            self.restarts[name] = self.restarts.get(name, 0) + 1
+        elif name == AGGREGATOR:
+            self._aggregator_line(line)
+        else:
+            self._member_line(name, line)
+
+    def _member_line(self, name: str, line: Line) -> None:
         member = self.members.setdefault(name, MemberRecord())
         match line.get("event"):
             case "step":
@@ -68,8 +85,7 @@ class RunRecord:
             case "round" if line["validation_loss"] is not None:
                 member.held_out[line["round"]] = line["validation_loss"]
 
-    def aggregator_line(self, line: Line) -> None:
-        """Note what the aggregator told."""
+    def _aggregator_line(self, line: Line) -> None:
         said = {key: value for key, value in line.items() if key != "event"}
         match line.get("event"):
             case "round_begun":
@@ -82,10 +98,6 @@ class RunRecord:
                 self.clipped.append(said)
             case "update_turned_away":
                 self.turned_away.append(said)
-
-    def restarted(self, process: str) -> None:
-        """Note that a process was started again."""
-        self.restarts[process] = self.restarts.get(process, 0) + 1
 
     def by_name(self) -> Iterator[tuple[str, MemberRecord]]:
         """The members in the order of their names."""

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fedsea_mq.cli.processes import LocalSystem
 from fedsea_mq.cli.train.kept import Kept
+from fedsea_mq.cli.train.record import AGGREGATOR, RESTARTED
 from fedsea_mq.errors import ConfigError
 from fedsea_mq.settings import Settings
 
-AGGREGATOR = "aggregator"
 # The process that spoke, and its line.
 OnLine = Callable[[str, dict[str, Any]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Watchers:
-    """Who is told what: lines of aggregator and members, and that a process was started again."""
-
-    on_line: OnLine
-    on_restart: Callable[[str], None]
 
 
 def members_of(settings: Settings) -> list[str]:
@@ -47,38 +38,43 @@ def run_folder(settings: Settings, *, resume: bool) -> Path:
     return folder
 
 
-async def run(settings: Settings, watchers: Watchers, *, join: bool = False) -> None:
+async def run(settings: Settings, on_line: OnLine, *, join: bool = False) -> None:
     """Start everything, see the run through, and stop everything.
 
-    With `join`, broker and trunk are those of a running system. Processes that are killed are
+    `on_line` is told the lines of aggregator and members, and which process was started again. With
+    `join`, broker and trunk are those of a running system. Processes that are killed are
     started again, and the run goes on from its last round.
 
     Raises:
         ProcessFailed: a process ended with an error, or was killed too often.
     """
     async with LocalSystem(settings, joins=join, trunks=1) as system:
-        kept = [] if join else _servers(system, watchers)
-        clients = _parties(system, watchers)
+        kept = [] if join else _servers(system, on_line)
+        clients = _parties(system, on_line)
         async with asyncio.TaskGroup() as group:
             serving = [group.create_task(_keep(one)) for one in kept]
-            taking_part = [group.create_task(_follow(one, watchers)) for one in clients]
+            taking_part = [group.create_task(_follow(one, on_line)) for one in clients]
             await asyncio.wait(taking_part)
             for task in serving:
                 task.cancel()
 
 
-def _servers(system: LocalSystem, watchers: Watchers) -> Sequence[Kept]:
-    broker = Kept("broker", system.start_broker, watchers.on_restart)
-    trunk = Kept("trunk", partial(system.start_trunk, 0), watchers.on_restart)
+def _servers(system: LocalSystem, on_line: OnLine) -> Sequence[Kept]:
+    broker = Kept("broker", system.start_broker, _restarted(on_line))
+    trunk = Kept("trunk", partial(system.start_trunk, 0), _restarted(on_line))
     broker.child, trunk.child = system.broker, system.trunks[0]
     return [broker, trunk]
 
 
-def _parties(system: LocalSystem, watchers: Watchers) -> Sequence[Kept]:
+def _restarted(on_line: OnLine) -> Callable[[str], None]:
+    return lambda name: on_line(name, {"event": RESTARTED})
+
+
+def _parties(system: LocalSystem, on_line: OnLine) -> Sequence[Kept]:
     def kept(name: str, module: str, **training: Any) -> Kept:
         settings = system.settings.replace(training=training)
         start = partial(system.start, module, name, settings)
-        return Kept(name, start, watchers.on_restart)
+        return Kept(name, start, _restarted(on_line))
 
     clients = [
         kept(name, "nodes.trainer", member=name, shard=number)
@@ -92,6 +88,6 @@ async def _keep(kept: Kept) -> None:
         pass
 
 
-async def _follow(kept: Kept, watchers: Watchers) -> None:
+async def _follow(kept: Kept, on_line: OnLine) -> None:
     async for line in kept.lines():
-        watchers.on_line(kept.name, line)
+        on_line(kept.name, line)

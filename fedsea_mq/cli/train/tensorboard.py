@@ -9,6 +9,8 @@ from typing import Any, Self
 
 from tensorboardX import SummaryWriter
 
+from fedsea_mq.cli.train.record import AGGREGATOR
+
 
 class EventFiles:
     """Curves by member over the steps of the run, and over its rounds. Use with `with`."""
@@ -28,8 +30,14 @@ class EventFiles:
     ) -> None:
         self._writer.close()
 
-    def member_line(self, name: str, line: Mapping[str, Any]) -> None:
-        """Loss and pace of a step, held-out loss of a round."""
+    def line(self, name: str, line: Mapping[str, Any]) -> None:
+        """Loss and pace of a member's step, its held-out loss, what a round came to."""
+        if name == AGGREGATOR:
+            self._aggregator_line(line)
+        else:
+            self._member_line(name, line)
+
+    def _member_line(self, name: str, line: Mapping[str, Any]) -> None:
         match line.get("event"):
             case "step":
                 number = line["round"] * self._local_steps + line["step"]
@@ -39,8 +47,7 @@ class EventFiles:
             case "round" if line["validation_loss"] is not None:
                 self._writer.add_scalar(f"held_out/{name}", line["validation_loss"], line["round"])
 
-    def aggregator_line(self, line: Mapping[str, Any]) -> None:
-        """What a round came to."""
+    def _aggregator_line(self, line: Mapping[str, Any]) -> None:
         if line.get("event") == "round_closed":
             self._writer.add_scalar("round/loss", line["loss"], line["round"])
             self._writer.add_scalar("round/counted", len(line["counted"]), line["round"])
