@@ -472,7 +472,8 @@ def main() -> None:
         if not all(isinstance(leaf, FedSeaError) for leaf in leaves(error)):
             raise
         said = {f"{type(leaf).__name__}: {leaf}" for leaf in leaves(error)}
-        progress_console.print("\n".join(sorted(said)), style="red", markup=False)
+        # Not cut to the width of a terminal that may not be there: paths stay whole.
+        progress_console.print("\n".join(sorted(said)), style="red", markup=False, soft_wrap=True)
         if any(isinstance(leaf, PeerUnreachable) for leaf in leaves(error)):
             progress_console.print("Is the system up? `fedsea up` starts one on this machine.")
         sys.exit(2 if isinstance(error, ConfigError) else 1)

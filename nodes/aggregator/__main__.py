@@ -13,7 +13,7 @@ import torch
 from fedsea_mq.entry import announce, run_process, settings_from_arguments, stop_asked
 from fedsea_mq.errors import RoundsExhausted
 from fedsea_mq.settings import Settings
-from fedsea_mq.training.aggregation.reports import RunEvent, event_fields
+from fedsea_mq.training.aggregation.reports import RunEvent, RunGivenUp, event_fields
 from nodes.aggregator.node import AggregatorNode
 
 
@@ -30,7 +30,7 @@ async def serve(settings: Settings) -> None:
         if not ended.done():
             ended.cancel()
         elif not await ended:
-            raise RoundsExhausted("the last attempt of a round came to nothing")
+            raise RoundsExhausted(f"the last attempt of a round came to nothing: {lines.why}")
 
 
 class _Lines:
@@ -38,6 +38,8 @@ class _Lines:
 
     def __init__(self) -> None:
         self._early: list[RunEvent] | None = []
+        # Why the run was given up, if it was.
+        self.why = ""
 
     def begin(self, **facts: object) -> None:
         announce(**facts)
@@ -46,6 +48,8 @@ class _Lines:
             self.event(event)
 
     def event(self, event: RunEvent) -> None:
+        if isinstance(event, RunGivenUp):
+            self.why = event.reason
         if self._early is None:
             announce(**event_fields(event))
         else:

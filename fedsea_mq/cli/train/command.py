@@ -13,12 +13,11 @@ from rich.live import Live
 
 from fedsea_mq.cli.output import console, print_table, progress_console
 from fedsea_mq.cli.train.journal import Journal
-from fedsea_mq.cli.train.plots import plot_run
 from fedsea_mq.cli.train.record import RunRecord
-from fedsea_mq.cli.train.run import run, run_folder
+from fedsea_mq.cli.train.results import write_results
+from fedsea_mq.cli.train.run import members_of, run, run_folder
 from fedsea_mq.cli.train.tensorboard import EventFiles
 from fedsea_mq.cli.train.view import RunView
-from fedsea_mq.model.adapters import merge_adapters
 from fedsea_mq.settings import Settings
 
 
@@ -60,24 +59,15 @@ async def _train(
         view = RunView(settings, record)
         live = Live(view, console=progress_console, transient=True, refresh_per_second=4)
         with live:
-            await run(settings, on_line, join=join)
+            if not record.finished >= set(members_of(settings)):
+                await run(settings, on_line, join=join)
     report = {**record.as_json(), "seconds": time.monotonic() - begun}
-    _write(folder, record, report)
+    write_results(folder, settings, record, report)
     if as_json:
         sys.stdout.write(json.dumps({"event": "report", **report}) + "\n")
     else:
         progress_console.print(view)
         _print(folder, report)
-
-
-def _write(folder: Path, record: RunRecord, report: dict[str, Any]) -> None:
-    """`run.json`, `run.png`, and the parts' adapters as one, where all of them are here."""
-    (folder / "run.json").write_text(json.dumps(report, indent=2) + "\n")
-    plot_run(record, folder / "run.png")
-    parts = [folder / "head", folder / "trunk" / "adapter", folder / "tail"]
-    here = [part for part in parts if part.exists()]
-    if here:
-        merge_adapters(here, folder / "merged")
 
 
 def _print(folder: Path, report: dict[str, Any]) -> None:

@@ -51,7 +51,10 @@ class MemberRecord:
 
 @dataclass(slots=True)
 class RunRecord:
-    """Grows with each line. A step that is taken again replaces what it was before."""
+    """Grows with each line. A step that is taken again replaces what it was before.
+
+    `finished` are the members that have their final adapters.
+    """
 
     members: dict[str, MemberRecord] = field(default_factory=dict)
     rounds: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -59,6 +62,7 @@ class RunRecord:
     turned_away: list[dict[str, Any]] = field(default_factory=list)
     repeated: list[dict[str, Any]] = field(default_factory=list)
     restarts: dict[str, int] = field(default_factory=dict)
+    finished: set[str] = field(default_factory=set)
     open_round: int = 0
 
     @property
@@ -82,8 +86,17 @@ class RunRecord:
                 seen = StepSeen(**{key: line[key] for key in StepSeen.__slots__})
                 member.steps[seen.round, seen.step] = seen
                 member.sigma = line["sigma"]
-            case "round" if line["validation_loss"] is not None:
-                member.held_out[line["round"]] = line["validation_loss"]
+            case "finished":
+                self.finished.add(name)
+            case "round":
+                self._round(name, member, line)
+
+    def _round(self, name: str, member: MemberRecord, line: Line) -> None:
+        if line["clipped"]:
+            said = {"round": line["round"], "member": name, "norm": line["update_norm"]}
+            self.clipped.append(said)
+        if line["validation_loss"] is not None:
+            member.held_out[line["round"]] = line["validation_loss"]
 
     def _aggregator_line(self, line: Line) -> None:
         said = {key: value for key, value in line.items() if key != "event"}
