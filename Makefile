@@ -16,7 +16,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test lint unit lock clean
+.PHONY: setup demo test lint unit soak-train lock clean
 
 setup: $(READY)
 
@@ -46,6 +46,10 @@ lint: $(READY)
 unit: $(READY)
 	@# Most of a test of processes is waiting for them: two at a time take half as long.
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# Minutes: twenty processes of a training run killed at random, by each strategy.
+soak-train: $(READY)
+	$(BIN)/python -m pytest -m slow --capture no tests/chaos/test_training_kills.py
 
 # The versions that are installed now become the locked ones.
 lock: $(READY)

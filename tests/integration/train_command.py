@@ -24,6 +24,7 @@ _THINGS = ("seven green kites", "a tin of salt", "the north gate", "two slow mul
 
 def write_task(file: Path) -> Path:
     """Lines of a task of one's own, the same each time."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     lines = [
         {"prompt": f"{name} asked what was left. It was", "answer": f"{thing}, said {other}."}
         for name, other in zip(_NAMES, reversed(_NAMES), strict=True)
