@@ -144,8 +144,12 @@ class _Loader:
         self._cut = cut
         self._numerics = numerics
         with torch.device("meta"):
+            # In the dtype that is the default already: any other would be that of the whole process
+            # meanwhile, and of what other parties' threads make. Each tensor is read in its own.
             self._skeleton: Any = AutoModelForCausalLM.from_config(
-                checkpoint.config, attn_implementation=SPAN_ATTENTION
+                checkpoint.config,
+                attn_implementation=SPAN_ATTENTION,
+                dtype=torch.get_default_dtype(),
             )
         self._skeleton.requires_grad_(False).eval()
 

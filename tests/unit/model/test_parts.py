@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -174,3 +176,20 @@ def test_bf16_is_nearer_to_fp32_than_transformers_all_in_bf16(folder: Path, whol
     got = torch.cat([split.step([(session, [token])])[0] for token in IDS])
     theirs = oracle_logits(unsplit(folder, torch.bfloat16), IDS).float()
     assert float((got - exact).norm()) <= float((theirs - exact).norm())
+
+
+def test_loading_leaves_other_threads_their_default_dtype() -> None:
+    # Given a checkpoint whose config says fp16, and a thread that makes tensors meanwhile.
+    checkpoint, loaded, seen = Checkpoint.open("embedded"), Event(), set()
+
+    def watch() -> None:
+        while not loaded.is_set():
+            seen.add(torch.get_default_dtype())
+
+    with ThreadPoolExecutor(1) as other:
+        watching = other.submit(watch)
+        for _ in range(3):
+            load_client(checkpoint, Cut(1, 1), Numerics("fp32", "cpu"))
+        loaded.set()
+        watching.result()
+    assert seen == {torch.float32}
