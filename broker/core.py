@@ -15,7 +15,8 @@ from enum import Enum, auto
 from hashlib import blake2b
 from typing import Any, Final
 
-from broker.registry import Node, Registry
+from broker.admission import Admission, Ask, Verdict
+from broker.registry import Registry
 from fedsea_mq.errors import (
     Busy,
     FedSeaError,
@@ -128,6 +129,7 @@ class BrokerCore:
         self._started_at = started_at
         self._registry = Registry(terms.timeout_ms / 1000)
         self._routes: dict[bytes, _Route] = {}
+        self._admission = Admission(self._registry)
         self._ticked_at = started_at
         # When idle clients were last sent heartbeats, and who was sent something since.
         self._beat_at = started_at
@@ -143,14 +145,13 @@ class BrokerCore:
             envelope = _envelope(parts)
             return list(self._client_frame(peer, envelope, parts, now))
         except FedSeaError as error:
-            self.counters.errors += not isinstance(error, Busy)
-            return [Send(Side.CLIENTS, peer, Frame.error(error, envelope).parts())]
+            return [self._refuse(peer, envelope, error)]
 
     def _client_frame(
         self, peer: bytes, envelope: Envelope, parts: Sequence[Part], now: float
     ) -> Iterator[Send]:
         if envelope.kind in (Kind.OPEN, Kind.ENLIST):
-            yield self._open(peer, envelope, parts, now)
+            yield from self._open(peer, envelope, parts, now)
         elif envelope.kind in _TO_SESSION:
             yield from self._to_node(peer, envelope, parts, now)
         elif envelope.kind is Kind.STATUS:
@@ -158,16 +159,22 @@ class BrokerCore:
         else:
             raise MalformedFrame(f"a {envelope.kind.name} frame is not for a client to send")
 
-    def _open(self, peer: bytes, envelope: Envelope, parts: Sequence[Part], now: float) -> Send:
+    def _open(
+        self, peer: bytes, envelope: Envelope, parts: Sequence[Part], now: float
+    ) -> Iterator[Send]:
         if not envelope.session:
             raise MalformedFrame(f"a {envelope.kind.name} frame without a session id")
         asked = self._asked(Frame(envelope, parts[1]), peer)
         route = self._routes.get(envelope.session)
-        if route is None:
-            node = self._place(envelope.session, asked, now)
-            route = self._routes[envelope.session] = _Route(node.peer, peer, accepted=False)
-        route.client = peer
-        return self._relay(Side.NODES, route.node, [parts[0], encode_body(asked)])
+        if route is not None:
+            route.client = peer
+            yield self._relay(Side.NODES, route.node, [parts[0], encode_body(asked)])
+        elif isinstance(asked, Enlist):
+            yield self._begin(self._of_run(asked, now), peer, envelope, asked)
+        else:
+            if self._is_young(now) and not self._registry.trunks:
+                raise self._yet_to_register
+            yield from self._tell(self._admission.ask(Ask(peer, envelope, asked), now))
 
     def _asked(self, frame: Frame, peer: bytes) -> Open | Enlist:
         # Fairness is between connections, not between whatever names clients give themselves.
@@ -175,18 +182,33 @@ class BrokerCore:
             return replace(frame.body(Open), client=self._alias(peer))
         return replace(frame.body(Enlist), client=self._alias(peer))
 
-    def _place(self, session: bytes, asked: Open | Enlist, now: float) -> Node:
-        yet_to_register = Busy("no node has registered yet", self._terms.heartbeat_ms / 1000)
-        if isinstance(asked, Open):
-            if self._is_young(now) and not self._registry.trunks:
-                raise yet_to_register
-            return self._registry.place(session, asked, now)
+    def _begin(self, node: bytes, peer: bytes, envelope: Envelope, asked: Open | Enlist) -> Send:
+        self._routes[envelope.session] = _Route(node, peer, accepted=False)
+        return self._relay(Side.NODES, node, [envelope.encode(), encode_body(asked)])
+
+    def _of_run(self, asked: Enlist, now: float) -> bytes:
         node = self._registry.of_run(asked)
         if node is not None:
-            return node
+            return node.peer
         if self._is_young(now):
-            raise yet_to_register
+            raise self._yet_to_register
         raise RunUnknown(f"no {asked.role.value} of run {asked.run} is registered")
+
+    @property
+    def _yet_to_register(self) -> Busy:
+        return Busy("no node has registered yet", self._terms.heartbeat_ms / 1000)
+
+    def _tell(self, verdicts: Sequence[Verdict]) -> Iterator[Send]:
+        for verdict in verdicts:
+            ask, outcome = verdict.ask, verdict.outcome
+            if isinstance(outcome, FedSeaError):
+                yield self._refuse(ask.peer, ask.envelope, outcome)
+            else:
+                yield self._begin(outcome.peer, ask.peer, ask.envelope, ask.body)
+
+    def _refuse(self, peer: bytes, envelope: Envelope, error: FedSeaError) -> Send:
+        self.counters.errors += not isinstance(error, Busy)
+        return Send(Side.CLIENTS, peer, Frame.error(error, envelope).parts())
 
     def _alias(self, peer: bytes) -> bytes:
         return blake2b(peer, digest_size=16, key=self._secret).digest()
@@ -200,7 +222,10 @@ class BrokerCore:
             yield self._relay(Side.NODES, route.node, parts)
             if envelope.kind is Kind.CLOSE:
                 self._end(envelope.session)
-        elif envelope.kind is not Kind.CLOSE:
+                yield from self._tell(self._admission.room_was_made(now))
+        elif envelope.kind is Kind.CLOSE:
+            self._admission.gave_up(envelope.session)
+        else:
             if self._is_young(now):
                 # Nodes of a restarted broker have yet to say which sessions they hold.
                 raise Busy("nodes are still registering", self._terms.heartbeat_ms / 1000)
@@ -236,10 +261,11 @@ class BrokerCore:
                 self._registry.heartbeat(peer, load, now)
                 echo = Frame.build(Kind.HEARTBEAT, Nothing(), seq=envelope.seq)
                 yield Send(Side.NODES, peer, echo.parts())
+                yield from self._tell(self._admission.room_was_made(now))
             case Kind.LEAVE:
                 yield from self._lose_node(peer)
             case kind if kind in _FROM_SESSION:
-                yield from self._to_client(peer, envelope, parts)
+                yield from self._to_client(peer, envelope, parts, now)
             case kind:
                 raise MalformedFrame(f"a {kind.name} frame is not for a node to send")
 
@@ -260,8 +286,11 @@ class BrokerCore:
             self._routes[session] = _Route(peer, client, accepted=True)
         terms = Registered(self._terms.heartbeat_ms, self._terms.timeout_ms)
         yield Send(Side.NODES, peer, Frame.build(Kind.REGISTERED, terms, seq=envelope.seq).parts())
+        yield from self._tell(self._admission.room_was_made(now))
 
-    def _to_client(self, peer: bytes, envelope: Envelope, parts: Sequence[Part]) -> Iterator[Send]:
+    def _to_client(
+        self, peer: bytes, envelope: Envelope, parts: Sequence[Part], now: float
+    ) -> Iterator[Send]:
         route = self._routes.get(envelope.session)
         if route is None or route.node != peer:
             if envelope.kind not in (Kind.CLOSE, *_REFUSALS):
@@ -273,12 +302,15 @@ class BrokerCore:
         refused = envelope.kind in _REFUSALS and not route.accepted
         if envelope.kind is Kind.CLOSE or refused:
             self._end(envelope.session)
+            yield from self._tell(self._admission.room_was_made(now))
         elif envelope.kind is Kind.ACCEPT:
             route.accepted = True
             self._registry.accepted(peer, envelope.session)
 
     def tick(self, now: float) -> list[Send]:
         """Declare silent nodes dead, telling their clients; send idle clients a heartbeat.
+
+        Those that wait for room are given what there is, or told to ask again.
 
         If the broker was held up itself, it has yet to read what nodes sent meanwhile, and forgives
         that.
@@ -288,7 +320,8 @@ class BrokerCore:
         if held_up_s > 0:
             self._registry.forgive(held_up_s)
         lost = [send for peer in self._registry.silent(now) for send in self._lose_node(peer)]
-        return [*lost, *self._beats(now)]
+        verdicts = [*self._admission.overdue(now), *self._admission.room_was_made(now)]
+        return [*lost, *self._tell(verdicts), *self._beats(now)]
 
     def _beats(self, now: float) -> Iterator[Send]:
         """Heartbeats to the clients that nothing was sent to for half the timeout.

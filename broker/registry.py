@@ -8,7 +8,6 @@ from broker.room import Room
 from fedsea_mq.errors import Busy, FingerprintMismatch, LimitExceeded, NodeUnknown
 from fedsea_mq.protocol.adapter_ref import check_held
 from fedsea_mq.protocol.bounded import Role
-from fedsea_mq.protocol.comebacks import Comebacks
 from fedsea_mq.protocol.messages import (
     MAX_NODES,
     Load,
@@ -38,7 +37,6 @@ class Registry:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._nodes: dict[bytes, Node] = {}
-        self._comebacks = Comebacks()
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -92,7 +90,7 @@ class Registry:
         if peer in self._nodes:
             self._nodes[peer].room.ended(session)
 
-    def place(self, session: bytes, asked: Open, now: float) -> Node:
+    def place(self, session: bytes, asked: Open) -> Node:
         """The node with most free KV of those that have room, with room set aside on it.
 
         It is of the session's model, holds its adapter, and has a slot and the KV for it.
@@ -117,7 +115,7 @@ class Registry:
             return max(fits, key=lambda node: node.room.load.kv_positions_total)
         roomy = [n for n in fits if n.room.takes(asked.max_positions)]
         if not roomy:
-            raise Busy("all nodes are full", self._comebacks.pause_s(now))
+            raise Busy("all nodes are full")
         best = max(roomy, key=lambda node: node.room.positions_free)
         best.room.promise(session, asked.max_positions)
         return best

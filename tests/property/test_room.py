@@ -112,5 +112,5 @@ class OneNode(RuleBasedStateMachine):
         assert self.opens(max(1, positions)) == bool(positions and self.trunk.slots_free)
 
 
-OneNode.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+OneNode.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestRoom = OneNode.TestCase

@@ -29,7 +29,7 @@ def asks(positions: int, fingerprint: str = LLAMA, adapter: AdapterRef | None = 
 
 def place(registry: Registry, asked: Open, session: bytes = b"") -> bytes:
     """Where a session goes, of an id of its own if none is given."""
-    return registry.place(session or secrets.token_bytes(16), asked, 0.0).peer
+    return registry.place(session or secrets.token_bytes(16), asked).peer
 
 
 @pytest.fixture
