@@ -6,13 +6,18 @@ import asyncio
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from fedsea_mq.cli import options
 from fedsea_mq.cli.output import console, print_json, print_table
 
+# Spelt out: to import the comparisons takes seconds, which the help of every command would.
+_NAMES: Final = (
+    "floors, int8, batching, resending, transformers, relaying, direct, prefill, fairness, "
+    "speculating, sustained"
+)
 bench = typer.Typer(no_args_is_help=True, help="Measure ratios against baselines, side by side.")
 
 
@@ -23,16 +28,18 @@ def _group() -> None:
 
 @bench.command()
 def serving(
-    out: Annotated[Path | None, typer.Option(help="Folder for the report and its plots.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the report and its plot.")] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="A comparison or ratio; may be repeated.")
+        list[str] | None,
+        typer.Option(help=f"A ratio, or one of {_NAMES}; may be repeated. Slow ones only so."),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Paired repeats; medians count.")] = 3,
     as_json: options.AsJson = False,
 ) -> None:
     """Compare serving with the naive way, with the bare engine and with transformers.
 
-    Runs for about half an hour, and wants the machine for itself.
+    Runs for about half an hour, and wants the machine for itself. The plot is of the comparisons
+    resending and batching.
     """
     from fedsea_mq.cli.bench.serving import chosen, run, write_report
 
@@ -42,7 +49,7 @@ def serving(
     if as_json:
         print_json(report)
     else:
-        print_table("serving", ["ratio", "value", "goal", "met"], _rows(report["ratios"]))
+        _print(report, "serving")
 
 
 @bench.command(name="train-parity")
@@ -86,7 +93,20 @@ def train_speed(
     if as_json:
         print_json(report)
     else:
-        print_table("training", ["ratio", "value", "goal", "met"], _rows(report["ratios"]))
+        _print(report, "training")
+
+
+def _print(report: dict[str, Any], title: str) -> None:
+    """Each ratio with its repeats, then what it is over what, then what disturbed it."""
+    ratios, machine = report["ratios"], report["machine"]
+    print_table(title, ["ratio", "value", "repeats", "goal", "met"], _rows(ratios))
+    for name, ratio in ratios.items():
+        console.print(f"{name}: {ratio['says']}", style="dim", markup=False)
+    if machine["was_busy"]:
+        console.print(
+            f"The machine was busy before: load average {machine['load_average_before']:.1f} on "
+            f"{machine['cores']} cores. These figures are noisy, and worse than on one at rest."
+        )
 
 
 @bench.command(name="train-results")
@@ -127,6 +147,7 @@ def _rows(ratios: dict[str, Any]) -> list[tuple[str, ...]]:
         (
             name,
             f"{ratio['value']:.3g}",
+            " ".join(f"{value:.3g}" for value in ratio["repeats"]),
             _goal(ratio),
             {True: "yes", False: "no", None: "-"}[ratio.get("met")],
         )

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from statistics import median
+from typing import Final
 
 import torch
 
 _REPEATS = 5
+# A machine that has other work than this.
+BUSY_LOAD: Final = 0.5
+
+
+def load_average() -> float:
+    """Processes that ran or wanted to, over the last minute."""
+    return os.getloadavg()[0]
 
 
 def read_bytes_per_s() -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import tempfile
@@ -19,6 +18,7 @@ from fedsea_mq.cli.bench.direct import DIRECT
 from fedsea_mq.cli.bench.floors import FLOORS
 from fedsea_mq.cli.bench.int8 import INT8
 from fedsea_mq.cli.bench.interference import FAIRNESS, PREFILL
+from fedsea_mq.cli.bench.machine import BUSY_LOAD, load_average
 from fedsea_mq.cli.bench.model_b import write_model
 from fedsea_mq.cli.bench.plots import plot_serving
 from fedsea_mq.cli.bench.relaying import RELAYING
@@ -27,7 +27,7 @@ from fedsea_mq.cli.bench.speculating import SPECULATING
 from fedsea_mq.cli.bench.sustained import SUSTAINED
 from fedsea_mq.cli.bench.transformers_race import TRANSFORMERS
 from fedsea_mq.cli.bench.workbench import Workbench
-from fedsea_mq.cli.output import progress_console
+from fedsea_mq.cli.output import json_text, progress_console
 from fedsea_mq.errors import ConfigError
 
 COMPARISONS: Final = (
@@ -59,7 +59,7 @@ def chosen(only: Sequence[str]) -> list[Comparison]:
 
 async def run(comparisons: Sequence[Comparison], repeats: int) -> dict[str, Any]:
     """Measure them one after the other; the report."""
-    outcomes = []
+    outcomes, load = [], load_average()
     with tempfile.TemporaryDirectory(prefix="fedsea-bench-") as name:
         bench = Workbench.of(Path(name))
         write_model(Path(bench.settings.model.path))
@@ -75,6 +75,8 @@ async def run(comparisons: Sequence[Comparison], repeats: int) -> dict[str, Any]
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
+            "load_average_before": load,
+            "was_busy": load > BUSY_LOAD,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
@@ -87,7 +89,7 @@ async def run(comparisons: Sequence[Comparison], repeats: int) -> dict[str, Any]
 
 
 def write_report(report: dict[str, Any], out: Path) -> None:
-    """`serving.json`, and what was measured over contexts and sessions as `serving.png`."""
+    """`serving.json`, and `serving.png` if a curve was measured: over contexts or sessions."""
     out.mkdir(parents=True, exist_ok=True)
     plot_serving(report["measured"], out / "serving.png")
-    (out / "serving.json").write_text(json.dumps(report, indent=2) + "\n")
+    (out / "serving.json").write_text(json_text(report))
