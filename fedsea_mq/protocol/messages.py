@@ -139,7 +139,8 @@ class Load:
 
     A new session needs KV for all its positions and one of the `sessions_free`; a node that takes
     none says 0 of both. `direct_sessions` are those of `sessions` whose last extend frame did not
-    pass the broker.
+    pass the broker. The peaks are the most that was held at a time in that interval, training
+    apart: sessions that live for less than a heartbeat show in them only.
     """
 
     kv_positions_free: Count
@@ -151,6 +152,8 @@ class Load:
     mean_batch: Rate = 0.0
     busy_share: Share = 0.0
     peak_rss_bytes: Count = 0
+    sessions_peak: Count = 0
+    kv_positions_peak: Count = 0
 
 
 @dataclass(frozen=True, slots=True, config=BODY)

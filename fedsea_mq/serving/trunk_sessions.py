@@ -86,6 +86,18 @@ class Release:
 Action = Reply | Compute | Release
 
 
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """The most sessions, and the most KV positions that they had reserved, at any time."""
+
+    sessions: int = 0
+    kv_reserved: int = 0
+
+    def and_(self, other: Peaks) -> Peaks:
+        """The larger of each."""
+        return Peaks(max(self.sessions, other.sessions), max(self.kv_reserved, other.kv_reserved))
+
+
 @dataclass(slots=True)
 class _Session:
     opened: Open
@@ -110,6 +122,7 @@ class TrunkSessions:
         self.terms = terms
         self._sessions: dict[bytes, _Session] = {}
         self.kv_free = terms.kv_positions
+        self._peaks = Peaks()
         self.draining = False
         self._comebacks = Comebacks(soonest_s=terms.retry_after_s)
 
@@ -130,6 +143,14 @@ class TrunkSessions:
     def direct(self) -> int:
         """The sessions whose states come past the broker."""
         return sum(session.heard_from != BROKER for session in self._sessions.values())
+
+    def take_peaks(self) -> Peaks:
+        """The most that was held at a time since this was called last."""
+        peaks, self._peaks = self._peaks, self._now()
+        return peaks
+
+    def _now(self) -> Peaks:
+        return Peaks(len(self._sessions), self.terms.kv_positions - self.kv_free)
 
     def receive(self, frame: Frame, now: float, origin: bytes = BROKER) -> list[Action]:
         """Handle a client's frame, which came from `origin`, where the answer goes to.
@@ -171,6 +192,7 @@ class TrunkSessions:
                 now + self.terms.lease_s,
             )
             self.kv_free -= asked.max_positions
+            self._peaks = self._peaks.and_(self._now())
         elif replace(held.opened, client=asked.client) != asked:
             raise MalformedFrame("the session is open already, on other terms")
         terms = Accept(

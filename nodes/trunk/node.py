@@ -287,7 +287,7 @@ class TrunkNode:
 
     def _load_now(self) -> Load:
         parts = self._running
-        terms = parts.sessions.terms
+        terms, peaks = parts.sessions.terms, parts.sessions.take_peaks()
         sessions = len(parts.sessions) + len(parts.training_sessions)
         return Load(
             kv_positions_free=0 if parts.sessions.draining else parts.sessions.kv_free,
@@ -297,6 +297,8 @@ class TrunkNode:
             sessions_free=max(0, min(parts.sessions.slots_free, MAX_SESSIONS_A_NODE - sessions)),
             direct_sessions=parts.sessions.direct,
             peak_rss_bytes=peak_rss_bytes(),
+            sessions_peak=peaks.sessions,
+            kv_positions_peak=peaks.kv_reserved,
             **parts.meter.rates(time.monotonic()),
         )
 

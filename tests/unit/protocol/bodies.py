@@ -24,6 +24,8 @@ LOAD = m.Load(
     mean_batch=2.5,
     busy_share=0.5,
     peak_rss_bytes=2**40,
+    sessions_peak=4,
+    kv_positions_peak=8,
 )
 NODE = m.NodeStatus(
     name="trunk-1", fingerprint=FINGERPRINT, head_blocks=1, tail_blocks=1, silent_ms=0, load=LOAD
@@ -133,6 +135,8 @@ WRONG: dict[str, list[Any]] = {
     "kv_positions_free": _NO_COUNT,
     "kv_positions_total": _NO_COUNT,
     "peak_rss_bytes": _NO_COUNT,
+    "sessions_peak": _NO_COUNT,
+    "kv_positions_peak": _NO_COUNT,
     "direct_sessions": _NO_COUNT,
     "sessions_free": _NO_COUNT,
     "frames_relayed": _NO_COUNT,
