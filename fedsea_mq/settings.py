@@ -112,6 +112,11 @@ class BrokerSettings(Section):
             raise ValueError("timeout_ms must be at least twice heartbeat_ms")
         return self
 
+    @property
+    def at(self) -> str:
+        """How messages name the broker to who cannot reach it."""
+        return f"the broker at {self.clients}"
+
 
 class TrunkSettings(Section):
     """What a trunk node offers and bounds."""
@@ -295,14 +300,17 @@ def _apply(fields: dict[str, Any], override: str) -> None:
     fields[section] = held | {key: value}
 
 
-def explain(error: ValidationError) -> str:
-    """Which keys are wrong, what was expected and what came."""
+def explain(error: ValidationError, *, as_options: bool = False) -> str:
+    """Which keys, or options of a command, are wrong, what was expected and what came."""
     said = []
     for item in error.errors(include_url=False):
         key = ".".join(str(step) for step in item["loc"])
+        if as_options:
+            key = f"--{key.partition('.')[0].replace('_', '-')}"
         if item["type"] == "extra_forbidden":
             said.append(f"unknown key {key}")
         else:
             found = "" if isinstance(item["input"], dict) else f", found {item['input']!r}"
-            said.append(f"{key}: {item['msg']}{found}")
+            expected = item["msg"].replace("Input should be", "expected", 1)
+            said.append(f"{key}: {expected}{found}")
     return "; ".join(said)

@@ -18,7 +18,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1)]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
 TopK = Annotated[int, typer.Option(min=0, help="0 is off.")]
-TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="1 is off.")]
+TopP = Annotated[float, typer.Option(help="Above 0; 1 is off.")]
 RepetitionPenalty = Annotated[float, typer.Option(min=0.01, help="1 is off.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the sampling, never of the noise.")]
 Adapter = Annotated[

@@ -13,7 +13,7 @@ from fedsea_mq.entry import configure_logging
 from fedsea_mq.errors import LocalError, RemoteError
 from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.settings import Settings
-from nodes.client import ClientNode, Conversation, Generation
+from nodes.client import ClientNode, Conversation, Generation, GenerationStats
 
 _COMMANDS: Final = "/again, /new and /quit"
 
@@ -109,7 +109,13 @@ def _report(client: ClientNode, generation: Generation, text: str) -> dict[str, 
         "bytes_down_per_token": round(down, 1),
         "node": stats.node,
         "direct_share": round(stats.direct_share, 3),
+        "guesses_sent": stats.drafted,
+        "guesses_held": stats.accepted,
     }
+
+
+def _guesses(stats: GenerationStats) -> str:
+    return f"{stats.accepted} of {stats.drafted} guesses held; " if stats.drafted else ""
 
 
 def _cost(client: ClientNode, generation: Generation) -> str:
@@ -117,6 +123,7 @@ def _cost(client: ClientNode, generation: Generation) -> str:
     up, down = stats.bytes_per_token
     return (
         f"[{stats.new_tokens} tokens; first {stats.ttft_ms:.0f} ms, then {stats.tpot_ms:.1f} ms; "
-        f"{up:.0f} bytes up and {down:.0f} down a token; sigma {client.noise_std:.4f}; "
+        f"{up:.0f} bytes up and {down:.0f} down a token; "
+        f"{_guesses(stats)}sigma {client.noise_std:.4f}; "
         f"{stats.node}{', direct' if stats.direct_share > 0.5 else ''}]"
     ).replace("[", "\\[")

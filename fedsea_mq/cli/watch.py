@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import asdict
 
+from rich import box
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
@@ -33,42 +34,38 @@ async def status(settings: Settings, *, as_json: bool, once: bool) -> None:
 
 
 def _view(report: StatusReport) -> Group:
-    table = Table()
-    for name in (
-        "node",
-        "role",
-        "run",
-        "cut",
-        "model",
-        "sessions",
-        "direct",
-        "KV free",
-        "tokens/s",
-        "batch",
-        "busy",
-        "RSS",
-    ):
-        table.add_column(name, overflow="fold")
+    """Two tables, so that names stand whole where a terminal has 80 columns."""
+    what = _table("node", "role", "run", "cut", "model")
+    load = _table("node", "sessions", "direct", "KV free", "tokens/s", "batch", "busy", "RSS")
     for node in report.nodes:
-        load = node.load
-        free = load.kv_positions_free / max(1, load.kv_positions_total)
-        table.add_row(
+        now = node.load
+        what.add_row(
             node.name,
             node.role.value,
             node.run or "",
             f"{node.head_blocks}+{node.tail_blocks}",
             node.fingerprint[:12],
-            str(load.sessions),
-            str(load.direct_sessions),
-            f"{free:.0%}",
-            f"{load.positions_per_s:.1f}",
-            f"{load.mean_batch:.1f}",
-            f"{load.busy_share:.0%}",
-            f"{load.peak_rss_bytes >> 20} MB",
+        )
+        load.add_row(
+            node.name,
+            str(now.sessions),
+            str(now.direct_sessions),
+            f"{now.kv_positions_free / max(1, now.kv_positions_total):.0%}",
+            f"{now.positions_per_s:.1f}",
+            f"{now.mean_batch:.1f}",
+            f"{now.busy_share:.0%}",
+            f"{now.peak_rss_bytes >> 20} MB",
         )
     said = (
         f"up {report.uptime_s:.0f} s; {len(report.nodes)} nodes; {report.sessions} sessions; "
         f"{report.frames_relayed} frames and {report.bytes_relayed / 1e6:.1f} MB relayed; "
         f"{report.errors} errors"
     )
-    return Group(table, Text(said, style="dim"))
+    return Group(what, load, Text(said, style="dim"))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table

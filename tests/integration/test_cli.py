@@ -257,10 +257,10 @@ def test_shards_and_parts_of_an_adapter_are_served_without_the_whole(tmp_path: P
     ("arguments", "said"),
     [
         (["demo", "--set", "noise.scal=1"], "unknown key noise.scal"),
-        (["demo", "--set", "noise.scale=much"], "noise.scale: Input should be a valid number"),
+        (["demo", "--set", "noise.scale=much"], "noise.scale: expected a valid number"),
         (["demo", "--set", "noise"], "expected section.key=value"),
         (["up", "--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
-        (["generate", "x", "--top-p", "0"], "sampling: top_p"),
+        (["generate", "x", "--top-p", "0"], "--top-p: expected greater than 0"),
         (["eval", "--task", "boolq"], "expected one of superglue/boolq"),
         (["eval", "--data", "somewhere"], "--data: of which --task?"),
     ],
