@@ -15,6 +15,7 @@ from typing import Any, Self
 from fedsea_mq.entry import PARENT
 from fedsea_mq.errors import ProcessFailed
 from fedsea_mq.settings import Settings
+from fedsea_mq.transport.status import StatusWatch
 
 # A large checkpoint is hashed and read first.
 _READY_S = 900.0
@@ -126,8 +127,9 @@ def _on_free_ports(settings: Settings) -> Settings:
 class LocalSystem:
     """A broker and trunk nodes on free ports of this machine. Use with `async with`.
 
-    With `joins` it starts neither, and its clients use the broker of the settings. `settings` is
-    the given settings with the endpoints that the broker really listens on.
+    With `joins` it starts neither, and its clients use the broker of the settings; raises
+    `PeerUnreachable` on entry if that does not answer. `settings` is the given settings with the
+    endpoints that the broker really listens on.
     """
 
     def __init__(
@@ -148,6 +150,8 @@ class LocalSystem:
 
     async def __aenter__(self) -> Self:
         if self._joins:
+            async with StatusWatch(self.settings.broker) as watch:
+                await watch.report()  # before anything is started that would wait for long
             return self
         try:
             ready = await (await self.start_broker()).wait_ready()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import count
 from typing import Final, Protocol
 
@@ -33,10 +33,21 @@ class Traffic:
     bytes_up: int = 0
     bytes_down: int = 0
     round_trips: int = 0
+    """Requests that were answered, but for those to open a session: they have no other way."""
     direct_trips: int = 0
     """Of those, the ones that were answered past the broker."""
     refusals: int = 0
     """Busy replies, each waited out and asked again."""
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return self._with(other, 1)
+
+    def __sub__(self, other: Traffic) -> Traffic:
+        return self._with(other, -1)
+
+    def _with(self, other: Traffic, sign: int) -> Traffic:
+        names = (part.name for part in fields(self))
+        return Traffic(*(getattr(self, name) + sign * getattr(other, name) for name in names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +89,12 @@ class _Request:
 class Requests:
     """The requests of one client: over its link to the broker, or past it where there is a way."""
 
-    def __init__(self, send: Callable[[Parts], None], patience: Patience) -> None:
+    def __init__(
+        self, send: Callable[[Parts], None], patience: Patience, peer: str = "the broker"
+    ) -> None:
+        """`peer` is how errors name who does not answer."""
         self._send = send
+        self._peer = peer
         self._patience = patience
         self._numbers = count(1)
         self._pending: dict[int, _Request] = {}
@@ -159,7 +174,7 @@ class Requests:
         finally:
             del self._pending[request.number]
         request.traffic.bytes_down += wire_bytes(reply.parts())
-        request.traffic.round_trips += 1
+        request.traffic.round_trips += request.kind is not Kind.OPEN
         return reply
 
     def _transmit(self, pending: _Request) -> None:
@@ -182,7 +197,9 @@ class Requests:
         if pending.give_up_at <= now:
             waited_s = pending.give_up_s
             pending.reply.set_exception(
-                PeerUnreachable(f"no answer to {pending.kind.name} within {waited_s:g} s")
+                PeerUnreachable(
+                    f"no answer to {pending.kind.name} from {self._peer} within {waited_s:g} s"
+                )
             )
             return
         _log.warning("no answer yet; sending again", waited_s=round(self._patience.resend_s, 1))

@@ -23,7 +23,7 @@ class StatusWatch:
         self._link = PeerLink(
             settings.clients, self._receive, max_part_bytes=settings.max_part_mb << 20
         )
-        self._requests = Requests(self._link.send, _PATIENCE)
+        self._requests = Requests(self._link.send, _PATIENCE, settings.at)
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:

@@ -157,7 +157,11 @@ class AggregatorNode:
             member=None,
         )
         return TrunkSession(
-            Requests(link.send, patience), link.send, enlist, client.give_up_s, self._trunk_lost
+            Requests(link.send, patience, self._settings.broker.at),
+            link.send,
+            enlist,
+            client.give_up_s,
+            self._trunk_lost,
         )
 
     def _receive(self, frame: Frame) -> None:

@@ -66,7 +66,8 @@ class ClientNode:
             max_part_bytes = broker.max_part_mb << 20
             link = self._make_link(broker.clients, self._receive, max_part_bytes=max_part_bytes)
             await stack.enter_async_context(link)
-            requests = Requests(link.send, Patience(client.request_timeout_s, client.give_up_s))
+            patience = Patience(client.request_timeout_s, client.give_up_s)
+            requests = Requests(link.send, patience, broker.at)
             direct = DirectLinks(
                 self._make_link, requests, wanted=client.direct, max_part_bytes=max_part_bytes
             )
@@ -182,7 +183,10 @@ class ClientNode:
     def _generation(self, prompt: list[int], plan: GenerationPlan) -> Generation:
         async def steps(generation: Generation) -> AsyncGenerator[Token]:
             positions = self._positions(prompt, plan.sampling.max_new_tokens)
-            async with self.session(positions, plan.adapter) as session:
+            session = self.session(positions, plan.adapter)
+            # One count from the opening on: who is refused has stats, too.
+            session.traffic = generation.stats.traffic
+            async with session:
                 async for token in decode(session, prompt, plan, generation):
                     yield token
 

@@ -139,7 +139,9 @@ class ClientSession:
             adapter=self._adapter.trunk,
         )
         try:
-            reply = await self._wires.requests.ask(Kind.OPEN, asked, session=self._id)
+            reply = await self._wires.requests.ask(
+                Kind.OPEN, asked, session=self._id, traffic=self.traffic
+            )
             self._accept = reply.body(Accept)
             self._path = await self._wires.direct.path(self._id, self._accept.direct)
         except BaseException:

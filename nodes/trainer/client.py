@@ -114,7 +114,8 @@ class TrainingClient:
 
     def _wired(self, run: str, member: Member, link: PeerLink) -> _Running:
         client, parts = self._settings.client, member.parts
-        requests = Requests(link.send, Patience(client.request_timeout_s, client.give_up_s))
+        patience = Patience(client.request_timeout_s, client.give_up_s)
+        requests = Requests(link.send, patience, self._settings.broker.at)
         sessions = Sessions(
             requests,
             link.send,
