@@ -77,6 +77,10 @@ class ProcessFailed(LocalError):
     """A child process ended before it was ready, or with an error."""
 
 
+class LoadTestFailed(LocalError):
+    """Of a load test's requests none succeeded, so there is nothing that it measured."""
+
+
 class MasksSpent(LocalError):
     """A second update was to be masked with the masks of the first, which would uncover both."""
 

@@ -298,8 +298,15 @@ def loadtest(
     link: Annotated[
         str, typer.Option(help="`lan`, `wan`, `mobile` or DELAY_MS,JITTER_MS,MBPS,LOSS.")
     ] = "lan",
-    duration: Annotated[float, typer.Option(min=1, help="Seconds.")] = 20.0,
-    warmup: Annotated[float, typer.Option(min=0, help="Seconds that are not measured.")] = 3.0,
+    duration: Annotated[float, typer.Option(min=1, help="Seconds, warm-up included.")] = 20.0,
+    warmup: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Seconds of the duration, at its start, that are not measured.",
+            show_default="3, or a quarter of the duration if that is less",
+        ),
+    ] = None,
     processes: Annotated[int, typer.Option(min=1, max=64, help="Load processes.")] = 1,
     stops: Annotated[float, typer.Option(min=0, max=1, help="Share cancelled half way.")] = 0.0,
     vanishes: Annotated[
@@ -309,7 +316,10 @@ def loadtest(
     slo_tpot: Annotated[float, typer.Option(min=1, help="ms; slower is not good.")] = 200.0,
     seed: Annotated[int, typer.Option(help="Of arrivals and lengths.")] = 0,
 ) -> None:
-    """Load a system with simulated clients; report latency, throughput and fairness."""
+    """Load a system with simulated clients; report latency, throughput and fairness.
+
+    Exits 1 if no request succeeded.
+    """
     from fedsea_mq.cli.load_options import plan_from
     from fedsea_mq.cli.loadtest import loadtest as run
 
@@ -439,7 +449,7 @@ def _sampling(**fields: Any) -> Any:
     try:
         return SamplingSettings(**fields)
     except ValidationError as error:
-        raise ConfigError(f"sampling: {explain(error)}") from None
+        raise ConfigError(explain(error, as_options=True)) from None
 
 
 def _quiet(config: Path | None, overrides: list[str] | None) -> Settings:

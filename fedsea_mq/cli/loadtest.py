@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rich.live import Live
 from rich.markdown import Markdown
 from rich.text import Text
 
-from fedsea_mq.cli.output import console, print_json, progress_console
+from fedsea_mq.cli.output import console, json_text, print_json, progress_console
 from fedsea_mq.cli.processes import Child, LocalSystem
-from fedsea_mq.errors import FedSeaError
+from fedsea_mq.errors import FedSeaError, LoadTestFailed
+from fedsea_mq.load.page import markdown
 from fedsea_mq.load.plan import LoadPlan
 from fedsea_mq.load.plots import plot_run
-from fedsea_mq.load.report import build_report, markdown
+from fedsea_mq.load.report import build_report, failure
 from fedsea_mq.load.samples import Samples
 from fedsea_mq.load.tally import Tally
-from fedsea_mq.settings import Settings
+from fedsea_mq.settings import Settings, Speculation
 from fedsea_mq.transport.status import StatusWatch
 
 _SAMPLE_S = 1.0
+_OF_NODES: Final = frozenset(
+    {"weights", "kv_cache", "threads", "nodes", "kv_memory_mb", "max_sessions", "step_positions"}
+)
 
 
 @dataclass(slots=True)
@@ -35,11 +38,37 @@ class LoadRun:
     plan: LoadPlan
     tally: Tally
     samples: Samples
+    settings: Settings
 
     @property
     def report(self) -> dict[str, Any]:
         """See `build_report`."""
-        return build_report(self.plan, self.tally, self.samples)
+        system = described(self.settings, self.plan)
+        return build_report(self.plan, self.tally, self.samples, system)
+
+
+def described(settings: Settings, plan: LoadPlan) -> dict[str, Any]:
+    """What of the settings makes figures what they are; those of nodes, as far as they are ours."""
+    model, trunk, client = settings.model, settings.trunk, settings.client
+    said: dict[str, Any] = {
+        "broker": settings.broker.clients,
+        "model": str(model.path),
+        "cut": f"{model.head_blocks}+{model.tail_blocks}",
+        "dtype": model.dtype,
+        "weights": model.weights,
+        "kv_cache": model.kv_cache,
+        "threads": model.threads,
+        "wire_dtype": client.wire_dtype.value,
+        "direct": client.direct,
+        "nodes": trunk.nodes,
+        "kv_memory_mb": trunk.kv_memory_mb,
+        "max_sessions": trunk.max_sessions,
+        "step_positions": trunk.step_positions,
+        "give_up_s": client.give_up_s,
+    }
+    if plan.kind == "full":
+        said |= {"noise": settings.noise.mode.value, "speculation": client.speculation.value}
+    return said
 
 
 async def loadtest(
@@ -51,25 +80,36 @@ async def loadtest(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Run the plan, with progress on standard error; print the report, and write it to `out`."""
+    """Run the plan, with progress on standard error; print the report, and write it to `out`.
+
+    Raises:
+        LoadTestFailed: no request succeeded.
+    """
+    if plan.kind == "thin" and settings.client.speculation is not Speculation.OFF:
+        progress_console.print("thin clients do not speculate: client.speculation is not used")
     progress_console.print("starting the processes ...", style="dim")
     async with LocalSystem(settings, joins=join) as system:
         run = await run_load(system, plan, processes)
     report = run.report
+    if join:
+        # What the nodes of a running system are set to is not in these settings.
+        report["system"] = {k: v for k, v in report["system"].items() if k not in _OF_NODES}
     if out is not None:
         write_report(run, report, out)
     if as_json:
         print_json(report)
     else:
         console.print(Markdown(markdown(report)))
+    if (why := failure(report)) is not None:
+        raise LoadTestFailed(why)
 
 
 def write_report(run: LoadRun, report: dict[str, Any], out: Path) -> None:
     """`loadtest.json`, `loadtest.md` and `loadtest.png`."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "loadtest.json").write_text(json.dumps(report, indent=2) + "\n")
+    (out / "loadtest.json").write_text(json_text(report))
     (out / "loadtest.md").write_text(markdown(report))
-    plot_run(run.tally, run.samples, run.plan.warmup_s, out / "loadtest.png")
+    plot_run(run.tally, run.samples, run.plan.measured, out / "loadtest.png")
 
 
 async def run_load(
@@ -99,7 +139,7 @@ async def run_load(
     whole = Tally()
     for tally in tallies:
         whole.add(tally)
-    return LoadRun(plan, whole, samples)
+    return LoadRun(plan, whole, samples, system.settings)
 
 
 async def _tallies(loads: Sequence[Child], progress: Progress) -> list[Tally]:

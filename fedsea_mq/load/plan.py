@@ -7,6 +7,7 @@ import math
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate, repeat
 from pathlib import Path
@@ -19,10 +20,13 @@ from fedsea_mq.errors import ConfigError
 Share = Annotated[float, Field(ge=0, le=1)]
 _LENGTHS: Final = re.compile(r"(\d+)(?:-(\d+)|~(\d*\.?\d+))?")
 _MAX_LENGTH: Final = 1 << 16
+_MAX_SPREAD: Final = 3.0
+# Beyond this one process cannot even draw the requests in time.
+MAX_RATE: Final = 100_000.0
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Lengths(_Part):
@@ -34,7 +38,7 @@ class Lengths(_Part):
 
     low: Annotated[int, Field(ge=1, le=_MAX_LENGTH)]
     high: Annotated[int, Field(ge=1, le=_MAX_LENGTH)]
-    spread: Annotated[float, Field(ge=0, le=3)] = 0.0
+    spread: Annotated[float, Field(ge=0, le=_MAX_SPREAD)] = 0.0
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -42,17 +46,26 @@ class Lengths(_Part):
         match = _LENGTHS.fullmatch(text)
         if match is None:
             raise ConfigError(f"lengths {text!r}: expected 64, 32-128 or 100~0.5")
-        low, high, spread = match.groups()
-        try:
-            return cls(low=int(low), high=int(high or low), spread=float(spread or 0))
-        except ValidationError:
-            raise ConfigError(f"lengths {text!r}: expected 1 to {_MAX_LENGTH} tokens") from None
+        low, high, spread = int(match[1]), int(match[2] or match[1]), float(match[3] or 0)
+        if not all(1 <= length <= _MAX_LENGTH for length in (low, high)):
+            raise ConfigError(f"lengths {text!r}: expected 1 to {_MAX_LENGTH} tokens")
+        if low > high:
+            raise ConfigError(f"lengths {text!r}: expected the smaller first, {high}-{low}")
+        if spread > _MAX_SPREAD:
+            raise ConfigError(f"lengths {text!r}: expected at most {_MAX_SPREAD:g} after the ~")
+        return cls(low=low, high=high, spread=spread)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.low > self.high:
             raise ValueError("the range is empty")
         return self
+
+    def __str__(self) -> str:
+        """The form that `parse` reads."""
+        if self.spread:
+            return f"{self.low}~{self.spread:g}"
+        return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
 
     def draw(self, rng: random.Random) -> int:
         """One length."""
@@ -67,7 +80,7 @@ class Link(_Part):
 
     delay_ms: Annotated[float, Field(ge=0, le=10_000)] = 0.0
     jitter_ms: Annotated[float, Field(ge=0, le=10_000)] = 0.0
-    mbps: Annotated[float, Field(gt=0)] = math.inf
+    mbps: Annotated[float, Field(gt=0)] | None = Field(None, description="None is no limit")
     loss: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property
@@ -101,6 +114,21 @@ class Request(_Part):
     new_tokens: Annotated[int, Field(ge=1, le=_MAX_LENGTH)]
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A stretch of time, from its beginning until before its end."""
+
+    from_s: float
+    until_s: float
+
+    def __contains__(self, at_s: float) -> bool:
+        return self.from_s <= at_s < self.until_s
+
+    def after(self, start: float) -> Window:
+        """The same, told from a clock that showed `start` when this one showed zero."""
+        return Window(self.from_s + start, self.until_s + start)
+
+
 class Slo(_Part):
     """The service level a request must have to count as good."""
 
@@ -115,14 +143,18 @@ class LoadPlan(_Part):
     # One entry a client, which is one connection: how many sessions it keeps going.
     sessions: Annotated[tuple[int, ...], Field(min_length=1)]
     arrivals: Arrivals = Arrivals.CLOSED
-    rate: Annotated[float, Field(gt=0)] = Field(1.0, description="requests a second, open loop")
+    rate: Annotated[float, Field(gt=0, le=MAX_RATE)] = Field(
+        1.0, description="requests a second, open loop"
+    )
     burst: Annotated[int, Field(ge=1)] = Field(8, description="requests that come at once")
     trace: tuple[Request, ...] = ()
     prompt: Lengths
     new: Lengths
-    duration_s: Annotated[float, Field(gt=0, le=86_400)]
+    duration_s: Annotated[float, Field(gt=0, le=86_400)] = Field(
+        description="until when requests begin, from the start; the warm-up is part of it"
+    )
     warmup_s: Annotated[float, Field(ge=0, le=86_400)] = Field(
-        0.0, description="what starts earlier is not measured"
+        0.0, description="what happens earlier is not measured"
     )
     slo: Slo = Slo()
     link: Link = Link()
@@ -136,6 +168,13 @@ class LoadPlan(_Part):
         False, description="thin clients: of all decode steps one is on its way at a time"
     )
     seed: int = 0
+
+    @property
+    def measured(self) -> Window:
+        """The time that every figure is of: after the warm-up; all, if each asks but once."""
+        if self.once or self.together:
+            return Window(0.0, math.inf)
+        return Window(self.warmup_s, self.duration_s)
 
     def split(self, processes: int) -> list[LoadPlan]:
         """The same load from several processes: clients, rate and trace divided."""
@@ -182,4 +221,6 @@ def read_trace(file: Path) -> tuple[Request, ...]:
         except (ValidationError, json.JSONDecodeError):
             wanted = '{"at_s": 0.5, "prompt_tokens": 64, "new_tokens": 32}'
             raise ConfigError(f"{file} line {number}: expected {wanted}") from None
+    if not requests:
+        raise ConfigError(f"{file}: no request in it")
     return tuple(sorted(requests, key=lambda request: request.at_s))

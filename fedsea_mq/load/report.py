@@ -1,56 +1,65 @@
-"""A load test's report: one dictionary for machines, one page for people."""
+"""A load test's report: one dictionary for machines."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from fedsea_mq.load.histogram import Histogram
 from fedsea_mq.load.plan import LoadPlan
 from fedsea_mq.load.samples import Sample, Samples
-from fedsea_mq.load.tally import Outcome, Tally, jain
+from fedsea_mq.load.tally import LATE_S, Outcome, Tally, jain
 
 # Beyond these the figures say more about the load processes than about the system.
 _BUSY_GENERATOR: Final = 0.85
-_LATE_GENERATOR_S: Final = 0.05
-_LATENCIES: Final = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "itl_ms": "ITL", "e2e_ms": "end to end"}
+_LATE_SHARE: Final = 0.05
+_WORST_LAG_S: Final = 0.5
 
 
-def build_report(plan: LoadPlan, tally: Tally, samples: Samples) -> dict[str, Any]:
-    """Everything that was measured, in the field's terms.
+def build_report(
+    plan: LoadPlan, tally: Tally, samples: Samples, system: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that was measured, in the field's terms; None where there is no sample.
 
-    Rates are over the plan's duration after the warm-up; `occupancy` is the mean batch of a step
-    over the sessions that the plan keeps going, for a closed loop.
+    All figures are of the plan's measured time. `occupancy` is the mean batch of a step over the
+    sessions that the plan keeps going, for a closed loop. `system` is what there is to say of the
+    settings.
     """
-    measured_s = max(1e-9, plan.duration_s - plan.warmup_s)
-    steady = samples.between(plan.warmup_s, plan.duration_s)
-    batch, busy = _mean([s.batch for s in steady]), _mean([s.busy for s in steady])
+    window = plan.measured
+    measured_s = max(1e-9, _measured_s(plan, tally))
+    steady = samples.between(window.from_s, window.until_s)
+    batch = _mean([sample.batch for sample in steady])
     decode_s = tally.decode_until - tally.decode_from
     return {
-        "plan": plan.model_dump(mode="json", exclude={"trace"}),
+        "plan": plan.model_dump(mode="json", exclude={"trace"}) | {"trace": len(plan.trace)},
+        "system": dict(system),
+        "measured_s": round(measured_s, 3),
         "requests": {str(outcome): tally.outcomes[str(outcome)] for outcome in Outcome}
-        | {"errors": dict(tally.errors), "unsent": tally.unsent},
+        | {"errors": dict(tally.errors), "unsent": tally.unsent, "unfinished": tally.unfinished},
+        "errors_outside": {name: n for name, n in tally.errors_outside.items() if n},
+        "errors_said": dict(tally.said),
         "ttft_ms": _percentiles(tally.ttft),
         "tpot_ms": _percentiles(tally.tpot),
         "itl_ms": _percentiles(tally.itl),
         "e2e_ms": _percentiles(tally.e2e),
         "new_tokens": tally.tokens,
-        "tokens_per_s": _within(tally, measured_s) / measured_s,
-        "decode_tokens_per_s": tally.decode_tokens / decode_s if decode_s > 0 else 0.0,
+        "tokens_per_s": tally.tokens / measured_s,
+        "decode_tokens_per_s": tally.decode_tokens / decode_s if decode_s > 0 else None,
         "goodput": {
             "slo": plan.slo.model_dump(),
             "requests_per_s": tally.good / measured_s,
             "tokens_per_s": tally.good_tokens / measured_s,
-            "share": tally.good / max(1, tally.e2e.count),
+            "share": _over(tally.good, _judged(tally)),
         },
         "mean_batch": batch,
-        "occupancy": batch / sum(plan.sessions),
-        "trunk_busy": busy,
-        "kv_used": max((s.kv_used for s in steady), default=0.0),
-        "jain": jain([tally.tokens_of[name] for name in sorted(tally.tokens_of)]),
+        "occupancy": None if batch is None else batch / sum(plan.sessions),
+        "trunk_busy": _mean([sample.busy for sample in steady]),
+        "kv_used": max((sample.kv_used for sample in steady), default=None),
+        "sessions_peak": max((sample.sessions for sample in steady), default=None),
+        "jain": _fairness(plan, tally),
         "refusals": tally.refusals,
-        "direct_share": tally.direct_trips / max(1, tally.round_trips),
+        "direct_share": _over(tally.direct_trips, tally.round_trips),
         "bytes_up": tally.bytes_up,
         "bytes_down": tally.bytes_down,
         "memory": _memory(samples.taken),
@@ -58,15 +67,51 @@ def build_report(plan: LoadPlan, tally: Tally, samples: Samples) -> dict[str, An
     }
 
 
-def _within(tally: Tally, seconds: float) -> int:
-    return sum(count for at, count in tally.tokens_at.items() if 0 <= at < seconds)
+def failure(report: Mapping[str, Any]) -> str | None:
+    """Why a test whose requests all failed did so; None if any brought a token or ended well."""
+    requests = report["requests"]
+    if report["new_tokens"] or any(requests[str(o)] for o in Outcome if o is not Outcome.BUSY):
+        return None
+    met = report["requests"]["errors"] or report["errors_outside"]
+    said = [f"{n} {name}: {report['errors_said'][name]}" for name, n in met.items()]
+    if requests["busy"]:
+        said.append(f"{requests['busy']} Busy: refused until their patience ran out")
+    if requests["unsent"]:
+        said.append(f"{requests['unsent']} were not sent")
+    if requests["unfinished"]:
+        said.append(f"{requests['unfinished']} ran on without a token in that time")
+    told = "; ".join(said) or "there was none"
+    return f"no request succeeded in the measured {report['measured_s']:g} s: {told}"
+
+
+def _measured_s(plan: LoadPlan, tally: Tally) -> float:
+    """The window; of a load without one the time from the first request to the last answer."""
+    window = plan.measured
+    if math.isfinite(window.until_s):
+        return window.until_s - window.from_s
+    return max(0.0, tally.ended_at - tally.begun_at)
+
+
+def _judged(tally: Tally) -> int:
+    """Requests that were good or should have been; who stopped or vanished asked for less."""
+    ended = tally.outcomes[Outcome.DONE] + tally.outcomes[Outcome.BUSY] + tally.errors.total()
+    return ended + tally.unsent + tally.overdue
+
+
+def _fairness(plan: LoadPlan, tally: Tally) -> float | None:
+    """Jain's index over all clients, those that got nothing too; None if nobody got anything."""
+    got = [float(tally.tokens_of[name]) for name in sorted(tally.tokens_of)]
+    index = jain([*got, *[0.0] * (len(plan.sessions) - len(got))])
+    return None if math.isnan(index) else index
 
 
 def _percentiles(times: Histogram) -> dict[str, float | None]:
     read = {f"p{percent}": times.percentile(percent) for percent in (50, 95, 99)}
-    return {
-        name: None if math.isnan(value) else round(value * 1000, 3) for name, value in read.items()
-    }
+    return {name: _ms(value) for name, value in read.items()}
+
+
+def _ms(seconds: float) -> float | None:
+    return None if math.isnan(seconds) else round(seconds * 1000, 3)
 
 
 def _memory(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
@@ -86,70 +131,30 @@ def _memory(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
 
 
 def _generator(tally: Tally) -> dict[str, Any]:
-    lag = tally.lag.percentile(95)
-    late = not math.isnan(lag) and lag > _LATE_GENERATOR_S
+    worst = tally.lag.percentile(100)
+    why = []
+    if tally.busiest_share > _BUSY_GENERATOR:
+        why.append(f"the busiest load process used {tally.busiest_share:.2f} cores")
+    if worst > _WORST_LAG_S or tally.late_share > _LATE_SHARE:
+        why.append(
+            f"a load process's event loop was late by up to {worst:.2f} s, and by more than "
+            f"{LATE_S * 1000:.0f} ms for {tally.late_share:.0%} of the time"
+        )
+    if tally.unsent:
+        why.append(f"{tally.unsent} requests could not be sent when they were due")
     return {
         "busiest_cpu_share": round(tally.busiest_share, 3),
-        "loop_lag_p95_ms": None if math.isnan(lag) else round(lag * 1000, 2),
-        "is_bottleneck": tally.busiest_share > _BUSY_GENERATOR or late or tally.unsent > 0,
+        "loop_lag_p95_ms": _ms(tally.lag.percentile(95)),
+        "loop_lag_worst_ms": _ms(worst),
+        "loop_late_share": round(tally.late_share, 4),
+        "is_bottleneck": bool(why),
+        "why": why,
     }
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """The report as a page."""
-    requests, goodput, plan = report["requests"], report["goodput"], report["plan"]
-    counted = ", ".join(f"{n} {name}" for name, n in requests.items() if n and name != "errors")
-    lines = [
-        "# Load test",
-        "",
-        f"{len(plan['sessions'])} {plan['kind']} clients, {sum(plan['sessions'])} sessions, "
-        f"{plan['arrivals']} arrivals, {plan['duration_s']:g} s.",
-        "",
-        f"- requests: {counted or 'none'}; errors: {_errors(requests['errors'])}",
-        f"- throughput: {report['tokens_per_s']:.1f} tokens/s",
-        f"- goodput: {goodput['requests_per_s']:.2f} requests/s, {goodput['share']:.1%} within "
-        f"TTFT {goodput['slo']['ttft_ms']:g} ms and TPOT {goodput['slo']['tpot_ms']:g} ms",
-        f"- trunk: busy {report['trunk_busy']:.1%}, mean batch {report['mean_batch']:.1f}, "
-        f"KV reserved at most {report['kv_used']:.1%}",
-        f"- fairness (Jain, tokens by client): {report['jain']:.3f}",
-        f"- busy replies waited out: {report['refusals']}",
-        f"- bytes: {report['bytes_up']:,} up, {report['bytes_down']:,} down; "
-        f"{report['direct_share']:.0%} of the round trips past the broker",
-        "",
-        "| ms | p50 | p95 | p99 |",
-        "|---|---|---|---|",
-        *(_row(name, report[key]) for key, name in _LATENCIES.items()),
-        "",
-        "| memory, MB | a quarter in | at the end | at most |",
-        "|---|---|---|---|",
-        *(
-            f"| {name} | {held['warm_mb']:.0f} | {held['end_mb']:.0f} | {held['peak_mb']:.0f} |"
-            for name, held in report["memory"].items()
-        ),
-        "",
-        _generator_line(report["generator"]),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _errors(errors: dict[str, int]) -> str:
-    return ", ".join(f"{n} {name}" for name, n in errors.items()) or "none"
-
-
-def _row(name: str, percentiles: dict[str, float | None]) -> str:
-    cells = ("-" if value is None else f"{value:.1f}" for value in percentiles.values())
-    return f"| {name} | " + " | ".join(cells) + " |"
-
-
-def _generator_line(generator: dict[str, Any]) -> str:
-    cpu = f"the busiest load process used {generator['busiest_cpu_share']:.2f} cores"
-    if generator["is_bottleneck"]:
-        return (
-            f"**The load generator was a bottleneck**: {cpu}, or its loop was late. The system may "
-            "be better than these figures; try more `--processes` or fewer clients."
-        )
-    return f"The load generator kept up: {cpu}."
+def _over(part: float, whole: float) -> float | None:
+    return part / whole if whole else None

@@ -14,17 +14,18 @@ from fedsea_mq.protocol.messages import StatusReport
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """All nodes together at one moment; rates are over the last heartbeat interval."""
+    """All nodes together; rates and peaks are over the last heartbeat interval."""
 
     at_s: float
     sessions: int
+    """Most sessions that were open at a time, each node's own time."""
     batch: float
     """Mean sessions of a step, over the nodes that took steps."""
     busy: float
     """Mean share of the time in which a node computed."""
     positions_per_s: float
     kv_used: float
-    """Share of all KV positions that sessions have reserved."""
+    """Largest share of all KV positions that sessions had reserved."""
     rss_bytes: dict[str, int]
 
 
@@ -41,14 +42,14 @@ class Samples:
         loads = [node.load for node in report.nodes]
         stepping = [load for load in loads if load.mean_batch]
         total = sum(load.kv_positions_total for load in loads)
-        free = sum(load.kv_positions_free for load in loads)
+        reserved = sum(load.kv_positions_peak for load in loads)
         sample = Sample(
             at_s=time.monotonic() - self.begun_at,
-            sessions=sum(load.sessions for load in loads),
+            sessions=sum(load.sessions_peak for load in loads),
             batch=_mean([load.mean_batch for load in stepping]),
             busy=_mean([load.busy_share for load in loads]),
             positions_per_s=sum(load.positions_per_s for load in loads),
-            kv_used=(total - free) / total if total else 0.0,
+            kv_used=reserved / total if total else 0.0,
             rss_bytes={name: rss for name, pid in self.pids.items() if (rss := _rss(pid))},
         )
         self.taken.append(sample)

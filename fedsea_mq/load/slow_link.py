@@ -29,7 +29,8 @@ class OneWay:
     def arrival(self, now: float, size: int) -> float:
         """When a message of `size` bytes, sent at `now`, is there."""
         link = self._link
-        self._wire_free = max(now, self._wire_free) + size * 8e-6 / link.mbps
+        wire_s = 0.0 if link.mbps is None else size * 8e-6 / link.mbps
+        self._wire_free = max(now, self._wire_free) + wire_s
         late_s = self._rng.uniform(0.0, 2 * link.jitter_ms) / 1000
         lost_s = _RETRANSMIT_S if self._rng.random() < link.loss else 0.0
         there = self._wire_free + (link.delay_ms - link.jitter_ms) / 1000 + late_s + lost_s

@@ -11,8 +11,10 @@ from itertools import pairwise
 from typing import Any, Final, Self
 
 from fedsea_mq.load.histogram import Histogram
-from fedsea_mq.load.plan import Slo
+from fedsea_mq.load.plan import Slo, Window
 
+# An event loop that wakes later than this measures itself.
+LATE_S: Final = 0.05
 # Of several processes' times the earliest, not the latest, is the whole test's.
 _EARLIEST: Final = frozenset({"decode_from", "begun_at"})
 
@@ -29,18 +31,30 @@ class Outcome(StrEnum):
 
 @dataclass(slots=True)
 class Tally:
-    """Counts and times of many requests. Times are in seconds."""
+    """Counts and times of many requests, of what happened in one window. Times are in seconds.
+
+    A request counts where it ends, a first token and a time between two where it comes.
+    """
 
     outcomes: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
+    errors_outside: Counter[str] = field(default_factory=Counter)
+    """Errors before the window or after it."""
+    said: dict[str, str] = field(default_factory=dict)
+    """What the first error of each name said."""
+    unfinished: int = 0
+    """Requests that ran when the window ended."""
+    overdue: int = 0
+    """Of those, the ones whose first token was later than the service level by then."""
     good: int = 0
     """Requests done within the service level."""
     good_tokens: int = 0
+    """Tokens of those, as far as they came in the window."""
     refusals: int = 0
     """Busy replies that were waited out."""
     round_trips: int = 0
     direct_trips: int = 0
-    """Round trips to a trunk node, and those of them past the broker."""
+    """Requests to trunk nodes that were answered, and those of them past the broker."""
     bytes_up: int = 0
     bytes_down: int = 0
     unsent: int = 0
@@ -51,10 +65,12 @@ class Tally:
     e2e: Histogram = field(default_factory=Histogram)
     lag: Histogram = field(default_factory=Histogram)
     """How late the generator's own event loop was."""
+    late_share: float = 0.0
+    """Share of the time in which it was late, in the process where it was largest."""
     tokens_of: Counter[str] = field(default_factory=Counter)
     """New tokens by client."""
     tokens_at: Counter[int] = field(default_factory=Counter)
-    """New tokens by second since the start."""
+    """New tokens by second of the window."""
     busiest_share: float = 0.0
     """CPU that the busiest load process used, in cores."""
     decode_tokens: int = 0
@@ -63,7 +79,7 @@ class Tally:
     """Tokens after the first of each request, and the time from the first to the last of them."""
     begun_at: float = math.inf
     ended_at: float = 0.0
-    """When the first measured request began, and the last one ended."""
+    """When the first request that counts began, and the last one ended."""
 
     @property
     def tokens(self) -> int:
@@ -79,6 +95,8 @@ class Tally:
                     mine.add(theirs)
                 case Counter():
                     mine.update(theirs)
+                case dict():
+                    setattr(self, part.name, theirs | mine)
                 case float():
                     pick = min if part.name in _EARLIEST else max
                     setattr(self, part.name, pick(mine, theirs))
@@ -114,12 +132,15 @@ def _by_integer(counts: Mapping[Any, int]) -> dict[int, int]:
 
 
 class RequestWatch:
-    """One request as it goes: its owner calls `token` at each token and `end` once."""
+    """One request as it goes: its owner calls `token` at each token and `end` once.
 
-    def __init__(self, client: str, begun_at: float, measured_from: float) -> None:
+    `begun_at`, the times of all calls and the `window` that is measured are of one clock.
+    """
+
+    def __init__(self, client: str, begun_at: float, window: Window) -> None:
         self._client = client
         self._begun_at = begun_at
-        self._measured_from = measured_from
+        self._window = window
         self._token_times: list[float] = []
         self._decode_from: float | None = None
 
@@ -138,41 +159,61 @@ class RequestWatch:
 
     def end(self, outcome: Outcome | str, now: float, tally: Tally, slo: Slo) -> None:
         """The request is over; an outcome that is no `Outcome` names an error."""
-        measured = self._begun_at >= self._measured_from
-        counted = tally.outcomes if isinstance(outcome, Outcome) else tally.errors
-        counted[str(outcome)] += 1
-        times = self._token_times
-        for at in times:
-            if at >= self._measured_from:
-                tally.tokens_of[self._client] += 1
-                tally.tokens_at[int(at - self._measured_from)] += 1
-        if not measured or not times:
+        self._count_tokens(tally)
+        if now in self._window:
+            counted = tally.outcomes if isinstance(outcome, Outcome) else tally.errors
+            counted[str(outcome)] += 1
+            tally.begun_at = min(tally.begun_at, self._begun_at)
+            tally.ended_at = max(tally.ended_at, now)
+            if outcome is Outcome.DONE:
+                self._settle(now, tally, slo)
             return
-        tally.begun_at = min(tally.begun_at, self._begun_at)
-        tally.ended_at = max(tally.ended_at, now)
-        tally.ttft.note(times[0] - self._begun_at)
-        decoded = [self._decode_from or times[0], *times[1:]]
-        for before, after in pairwise(decoded):
-            tally.itl.note(after - before)
-        tally.decode_tokens += len(decoded) - 1
-        tally.decode_from = min(tally.decode_from, decoded[0])
-        tally.decode_until = max(tally.decode_until, decoded[-1])
-        if outcome is Outcome.DONE:
-            self._settle(now, decoded, tally, slo)
+        if not isinstance(outcome, Outcome):
+            tally.errors_outside[outcome] += 1
+        if now >= self._window.until_s:
+            tally.unfinished += 1
+            first = min([*self._token_times[:1], self._window.until_s])
+            tally.overdue += first - self._begun_at > slo.ttft_ms / 1000
 
-    def _settle(self, now: float, decoded: list[float], tally: Tally, slo: Slo) -> None:
+    def _count_tokens(self, tally: Tally) -> None:
+        times, window = self._token_times, self._window
+        for at in times:
+            if at in window:
+                tally.tokens_of[self._client] += 1
+                tally.tokens_at[int(at - window.from_s)] += 1
+        if times and times[0] in window:
+            tally.ttft.note(times[0] - self._begun_at)
+        for before, after in pairwise(self._decoded):
+            if after in window:
+                tally.itl.note(after - before)
+                tally.decode_tokens += 1
+                tally.decode_from = min(tally.decode_from, max(before, window.from_s))
+                tally.decode_until = max(tally.decode_until, after)
+
+    @property
+    def _decoded(self) -> list[float]:
+        """When decoding began, and each token after the first."""
         times = self._token_times
+        return [self._decode_from or times[0], *times[1:]] if times else []
+
+    def _settle(self, now: float, tally: Tally, slo: Slo) -> None:
+        tally.e2e.note(now - self._begun_at)
+        times, decoded = self._token_times, self._decoded
+        if not times:
+            return
         ttft_s = times[0] - self._begun_at
         tpot_s = (decoded[-1] - decoded[0]) / max(1, len(decoded) - 1)
-        tally.e2e.note(now - self._begun_at)
         if len(times) > 1:
             tally.tpot.note(tpot_s)
         if ttft_s * 1000 <= slo.ttft_ms and tpot_s * 1000 <= slo.tpot_ms:
             tally.good += 1
-            tally.good_tokens += len(times)
+            tally.good_tokens += sum(at in self._window for at in times)
 
 
 def jain(shares: list[float]) -> float:
-    """Jain's fairness index of the clients' shares: 1 if all are equal, 1/n if one has all."""
+    """Jain's fairness index of the clients' shares: 1 if all are equal, 1/n if one has all.
+
+    NaN where nobody has any.
+    """
     squares = sum(share * share for share in shares)
-    return sum(shares) ** 2 / (len(shares) * squares) if squares else 1.0
+    return sum(shares) ** 2 / (len(shares) * squares) if squares else math.nan

@@ -6,11 +6,13 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 
 from fedsea_mq.errors import Busy, FedSeaError
 from fedsea_mq.load.plan import Arrivals, LoadPlan, Request
-from fedsea_mq.load.tally import Outcome, RequestWatch, Tally
+from fedsea_mq.load.tally import LATE_S, Outcome, RequestWatch, Tally
+from fedsea_mq.transport.requests import Traffic
 from nodes.load.job import Job
 
 # Open-loop requests in flight at most: beyond, they are counted as unsent.
@@ -39,41 +41,60 @@ class Driver:
         # It lets those that wait in the order in which they came, so that all take turns.
         self._turn = asyncio.Lock()
         self._begun_at = 0.0
-        self._in_flight = 0
-        self._watches: set[RequestWatch] = set()
+        self._window = plan.measured
+        self._jobs: set[Job] = set()
         self._ended_tokens = 0
+        self._ended_traffic = Traffic()
         self.tally = Tally()
 
     @property
     def live_tokens(self) -> int:
         """New tokens so far, of running requests too."""
-        return self._ended_tokens + sum(watch.tokens for watch in self._watches)
+        return self._ended_tokens + sum(job.watch.tokens for job in self._jobs)
 
     @property
     def in_flight(self) -> int:
         """Requests that run now."""
-        return self._in_flight
+        return len(self._jobs)
 
     async def run(self) -> None:
         """Run the plan to its end; what was begun is let finish."""
         self._begun_at = time.monotonic()
-        cpu_from = time.process_time()
-        lag = asyncio.create_task(self._watch_lag())
+        self._window = self._plan.measured.after(self._begun_at)
+        watching = asyncio.create_task(self._watch_window())
+        await asyncio.sleep(0)  # it begins before any request
         try:
             if self._plan.arrivals is Arrivals.CLOSED:
                 await self._closed_loop()
             else:
                 await self._open_loop()
         finally:
-            lag.cancel()
-        wall_s = time.monotonic() - self._begun_at
-        self.tally.busiest_share = (time.process_time() - cpu_from) / wall_s
+            watching.cancel()  # if the window is still open, it closes now
+            with suppress(asyncio.CancelledError):
+                await watching
 
-    async def _watch_lag(self) -> None:
-        while True:
-            due = time.monotonic() + _LAG_CHECK_S
-            await asyncio.sleep(_LAG_CHECK_S)
-            self.tally.lag.note(time.monotonic() - due)
+    async def _watch_window(self) -> None:
+        """Measure in the window what no request can: traffic, and this process's own work."""
+        if self._plan.measured.from_s:
+            await asyncio.sleep(self._plan.measured.from_s)
+        begun_at, cpu, before = time.monotonic(), time.process_time(), self._traffic()
+        late_s = 0.0
+        try:
+            while (now := time.monotonic()) < self._window.until_s:
+                due = min(now + _LAG_CHECK_S, self._window.until_s)
+                await asyncio.sleep(due - now)
+                lag_s = time.monotonic() - due
+                self.tally.lag.note(lag_s)
+                late_s += lag_s if lag_s > LATE_S else 0.0
+        finally:
+            wall_s = max(1e-9, time.monotonic() - begun_at)
+            self.tally.busiest_share = (time.process_time() - cpu) / wall_s
+            self.tally.late_share = late_s / wall_s
+            self._count(self._traffic() - before)
+
+    def _traffic(self) -> Traffic:
+        """Of all requests so far."""
+        return sum((job.traffic for job in self._jobs), self._ended_traffic)
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._begun_at
@@ -87,7 +108,7 @@ class Driver:
     async def _user(self, client: int) -> None:
         once = self._plan.once or self._plan.together
         while once or self._elapsed() < self._plan.duration_s:
-            if not await self._request(client, self._plan.drawn(self._rng)):
+            if not await self._request(client, self._plan.drawn(self._rng), time.monotonic()):
                 await asyncio.sleep(_AFTER_ERROR_S)
             if once:
                 return
@@ -98,13 +119,14 @@ class Driver:
                 if request.at_s > self._plan.duration_s:
                     return
                 await asyncio.sleep(max(0.0, request.at_s - self._elapsed()))
-                if self._in_flight >= _MAX_IN_FLIGHT:
-                    self.tally.unsent += 1
+                if self.in_flight >= _MAX_IN_FLIGHT or self._elapsed() > self._plan.duration_s:
+                    self.tally.unsent += request.at_s in self._plan.measured
                     continue
-                running.create_task(self._request(number % len(self._clients), request))
+                due_at = self._begun_at + request.at_s
+                running.create_task(self._request(number % len(self._clients), request, due_at))
 
-    async def _request(self, client: int, request: Request) -> bool:
-        """Run one request; whether it went well."""
+    async def _request(self, client: int, request: Request, due_at: float) -> bool:
+        """Run one request, whose times count from when it was due; whether it went well."""
         plan = self._plan
         fate = self._rng.random()
         vanishes = fate < plan.vanishes
@@ -113,7 +135,7 @@ class Driver:
             half = max(1, request.new_tokens // 2)
             request = request.model_copy(update={"new_tokens": half})
         name = f"{plan.seed}-{client}"
-        watch = RequestWatch(name, time.monotonic(), self._begun_at + plan.warmup_s)
+        watch = RequestWatch(name, due_at, self._window)
         job = Job(request, watch, vanishes=vanishes)
         if plan.together:
             job.gate = self._barrier.wait
@@ -123,31 +145,31 @@ class Driver:
         if outcome is Outcome.DONE and (vanishes or stops):
             outcome = Outcome.VANISHED if vanishes else Outcome.STOPPED
         watch.end(outcome, time.monotonic(), self.tally, plan.slo)
-        self._count(job)
         return isinstance(outcome, Outcome) and outcome is not Outcome.BUSY
 
     async def _outcome(self, client: int, job: Job) -> Outcome | str:
-        self._in_flight += 1
-        self._watches.add(job.watch)
+        self._jobs.add(job)
         try:
             await self._clients[client].run(job)
-        except Busy:
-            return Outcome.BUSY
-        except FedSeaError as error:
-            if self._plan.together:
-                await self._barrier.abort()
-            return type(error).__name__
         except asyncio.BrokenBarrierError:
             return "BrokenBarrier"
+        except FedSeaError as error:
+            if self._plan.together:
+                await self._barrier.abort()  # the others wait for one that will not come
+            if isinstance(error, Busy):
+                return Outcome.BUSY
+            name = type(error).__name__
+            self.tally.said.setdefault(name, str(error))
+            return name
         finally:
-            self._in_flight -= 1
-            self._watches.discard(job.watch)
+            self._jobs.discard(job)
             self._ended_tokens += job.watch.tokens
+            self._ended_traffic += job.traffic
         return Outcome.DONE
 
-    def _count(self, job: Job) -> None:
-        self.tally.refusals += job.traffic.refusals
-        self.tally.round_trips += job.traffic.round_trips
-        self.tally.direct_trips += job.traffic.direct_trips
-        self.tally.bytes_up += job.traffic.bytes_up
-        self.tally.bytes_down += job.traffic.bytes_down
+    def _count(self, traffic: Traffic) -> None:
+        self.tally.refusals += traffic.refusals
+        self.tally.round_trips += traffic.round_trips
+        self.tally.direct_trips += traffic.direct_trips
+        self.tally.bytes_up += traffic.bytes_up
+        self.tally.bytes_down += traffic.bytes_down

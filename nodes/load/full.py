@@ -39,10 +39,10 @@ class FullClient:
         ids = self._rng.choices(range(self._node.model.vocab), k=request.prompt_tokens)
         sampling = SamplingSettings(max_new_tokens=request.new_tokens, ignore_eos=True)
         generation = self._node.generate(ids, sampling)
+        job.traffic = generation.stats.traffic
         async with aclosing(aiter(generation)) as tokens:
             async for _ in tokens:
                 job.watch.token(time.monotonic())
                 if job.watch.tokens == 1:
                     await job.gate()
                     job.watch.decodes(time.monotonic())
-        job.traffic = generation.stats.traffic

@@ -15,7 +15,7 @@ async def _open_gate() -> None:
     return
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
     """What to ask, who watches, and how it ends.
 

@@ -68,7 +68,7 @@ class ThinClient:
         make_link = partial(link_over(link, seed), context=context)
         self._link = make_link(broker.clients, self._receive, max_part_bytes=max_part_bytes)
         patience = Patience(client.request_timeout_s, client.give_up_s)
-        self._requests = Requests(self._link.send, patience)
+        self._requests = Requests(self._link.send, patience, broker.at)
         self._direct = DirectLinks(
             make_link, self._requests, wanted=client.direct, max_part_bytes=max_part_bytes
         )

@@ -28,9 +28,11 @@ async def _repeat(bench: Workbench) -> Repeat:
     report = run.report
     held = report["memory"]
     grown = {name: one["end_mb"] / one["warm_mb"] for name, one in held.items() if one["warm_mb"]}
-    ok = not report["requests"]["errors"] and max(grown.values()) <= _GROWTH
+    met = run.tally.errors + run.tally.errors_outside
+    ok = not met and max(grown.values()) <= _GROWTH
     kept = (
         "requests",
+        "errors_outside",
         "refusals",
         "tokens_per_s",
         "ttft_ms",

@@ -202,7 +202,7 @@ async def _beside(_: Workbench) -> Repeat:
     return {"decode_p95_beside_training": p95[1] / p95[0]}, {
         "tpot_p95_alone_ms": p95[0],
         "tpot_p95_beside_ms": p95[1],
-        "errors_beside": sum(beside.tally.errors.values()),
+        "errors_beside": (beside.tally.errors + beside.tally.errors_outside).total(),
         "samples_trained_beside": trained,
     }
 

@@ -136,8 +136,8 @@ class System:
     async def load(self, plan: LoadPlan) -> LoadRun:
         """Run any plan; what meets errors is no measurement."""
         run = await run_load(self.local, plan, sample_s=_SAMPLE_S)
-        if run.tally.errors:
-            raise RuntimeError(f"the load met errors: {dict(run.tally.errors)}")
+        if errors := run.tally.errors + run.tally.errors_outside:
+            raise RuntimeError(f"the load met errors: {dict(errors)}; {run.tally.said}")
         return run
 
 

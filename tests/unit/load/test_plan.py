@@ -75,6 +75,7 @@ def test_a_plan_divided_among_processes_is_the_same_load() -> None:
 
 def test_a_plan_crosses_to_its_process_unchanged() -> None:
     made = plan(link=LINKS["mobile"], trace=())
+    assert json.loads(json.dumps(plan().model_dump(mode="json"), allow_nan=False))
     assert LoadPlan.model_validate_json(made.model_dump_json()) == made
     assert LoadPlan.model_validate_json(json.dumps(plan().model_dump(mode="json"))) == plan()
 
@@ -87,6 +88,9 @@ def test_a_trace_is_read_in_order_of_time(tmp_path: Path) -> None:
     file.write_text('{"at_s": 1}\n')
     with pytest.raises(ConfigError, match="line 1"):
         read_trace(file)
+    file.write_text("")
+    with pytest.raises(ConfigError, match="no request in it"):
+        read_trace(file)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_trace(tmp_path / "none")
 
@@ -98,6 +102,7 @@ FIELDS: dict[str, Any] = {
     "new": "8",
     "duration_s": 10.0,
     "warmup_s": 1.0,
+    "stops": 0.0,
     "vanishes": 0.0,
 }
 
@@ -107,13 +112,25 @@ FIELDS: dict[str, Any] = {
     [
         ("often", "lan", {}, "--arrivals"),
         ("poisson:fast", "lan", {}, "--arrivals"),
-        ("poisson:-1", "lan", {}, "rate"),
+        ("poisson:-1", "lan", {}, "--arrivals.*RATE"),
+        ("poisson:0", "lan", {}, "--arrivals.*RATE"),
+        ("poisson:inf", "lan", {}, "--arrivals.*RATE"),
+        ("poisson:nan", "lan", {}, "--arrivals.*RATE"),
+        ("bursts:5,0", "lan", {}, "--arrivals.*SIZE"),
+        ("closed:5", "lan", {}, "--arrivals"),
+        ("trace:", "lan", {}, "--arrivals.*trace:FILE"),
+        ("trace:/no/such/file", "lan", {}, "--arrivals: /no/such/file"),
+        ("closed", "1,2,0,0", {}, "--link.*MBPS above 0"),
+        ("closed", "nan,2,1,0", {}, "--link"),
+        ("closed", "lan", {"stops": 0.6, "vanishes": 0.6}, "--stops and --vanishes"),
         ("bursts:5", "lan", {}, "--arrivals"),
         ("closed", "moon", {}, "--link"),
         ("closed", "1,2,3", {}, "--link"),
         ("closed", "wan", {"kind": "full", "vanishes": 0.1}, "--vanishes"),
         ("closed", "lan", {"warmup_s": 10.0}, "--warmup"),
-        ("closed", "lan", {"prompt": "many"}, "lengths"),
+        ("closed", "lan", {"prompt": "many"}, "--prompt: lengths"),
+        ("closed", "lan", {"prompt": "128-32"}, "--prompt.*32-128"),
+        ("closed", "lan", {"new": "100~99"}, "--new.*at most 3"),
     ],
 )
 def test_options_that_make_no_sense_are_named(
@@ -126,3 +143,20 @@ def test_options_that_make_no_sense_are_named(
 def test_a_link_can_be_given_in_figures() -> None:
     made = plan_from("closed", "10,2,50,0.01", **FIELDS)
     assert made.link == Link(delay_ms=10, jitter_ms=2, mbps=50, loss=0.01)
+
+
+def test_a_link_may_have_no_limit() -> None:
+    assert plan_from("closed", "10,2,inf,0", **FIELDS).link.mbps is None
+
+
+@pytest.mark.parametrize(("duration", "warmup"), [(2.0, 0.5), (20.0, 3.0)])
+def test_a_short_test_has_a_short_warm_up(duration: float, warmup: float) -> None:
+    made = plan_from("closed", "lan", **(FIELDS | {"duration_s": duration, "warmup_s": None}))
+    assert (made.measured.from_s, made.measured.until_s) == (warmup, duration)
+
+
+def test_a_trace_that_begins_after_the_test_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "trace.jsonl"
+    file.write_text('{"at_s": 11, "prompt_tokens": 5, "new_tokens": 3}')
+    with pytest.raises(ConfigError, match="first request is at 11 s"):
+        plan_from(f"trace:{file}", "lan", **FIELDS)
