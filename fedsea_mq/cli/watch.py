@@ -25,16 +25,16 @@ async def status(settings: Settings, *, as_json: bool, once: bool) -> None:
             print_json(asdict(report))
             return
         if once:
-            console.print(_view(report))
+            console.print(view(report))
             return
-        with Live(_view(report), console=console, auto_refresh=False) as live:
+        with Live(view(report), console=console, auto_refresh=False) as live:
             while True:
                 await asyncio.sleep(settings.broker.heartbeat_ms / 1000)
-                live.update(_view(await watch.report()), refresh=True)
+                live.update(view(await watch.report()), refresh=True)
 
 
-def _view(report: StatusReport) -> Group:
-    """Two tables, so that names stand whole where a terminal has 80 columns."""
+def view(report: StatusReport) -> Group:
+    """The report for people; two tables, so that names stand whole in 80 columns."""
     what = _table("node", "role", "run", "cut", "model")
     load = _table("node", "sessions", "direct", "KV free", "tokens/s", "batch", "busy", "RSS")
     for node in report.nodes:

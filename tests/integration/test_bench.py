@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from fedsea_mq.cli.bench.command import bench, print_report
 from fedsea_mq.cli.bench.comparison import Comparison, Outcome, Ratio
 from fedsea_mq.cli.bench.continuous import continuous_batch
 from fedsea_mq.cli.bench.serving import COMPARISONS, chosen
@@ -37,6 +39,8 @@ def test_one_comparison_reports_its_ratios_with_goals_and_repeats(tmp_path: Path
         assert len(ratio["repeats"]) == 2
         assert 0 < ratio["value"] < 5
         assert ratio["met"] == (ratio["value"] >= ratio["goal"])
+    assert report["machine"]["was_busy"] == (report["machine"]["load_average_before"] > 0.5)
+    assert not (tmp_path / "serving.png").exists()  # no curve is of this comparison
     assert report["measured"]["floors"][0]["read_bytes_per_s"] > 1e9
     assert json.loads((tmp_path / "serving.json").read_text()) == report
 
@@ -63,6 +67,25 @@ def test_names_are_those_of_comparisons_and_ratios_and_others_are_refused() -> N
     assert [one.name for one in chosen([])] == [one.name for one in COMPARISONS if not one.slow]
     with pytest.raises(ConfigError, match="--only speed"):
         chosen(["speed"])
+
+
+def test_the_help_names_every_comparison() -> None:
+    help_ = CliRunner().invoke(bench, ["serving", "--help"], terminal_width=400).stdout
+    words = set(help_.replace(",", " ").replace(";", " ").split())
+    assert {one.name for one in COMPARISONS} <= words
+
+
+def test_people_see_repeats_what_a_ratio_is_over_and_that_the_machine_was_busy(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ratio = Ratio("r", "ours over theirs", 2.0)
+    outcome = Outcome(Comparison("c", (ratio,), _never))
+    outcome.repeats = [({"r": value}, {}) for value in (9.0, 3.0, 1.0)]
+    machine = {"cores": 2, "load_average_before": 3.25, "was_busy": True}
+    print_report({"ratios": outcome.as_json()["ratios"], "machine": machine}, "serving")
+    shown = " ".join(capsys.readouterr().out.split())
+    for said in ("9 3 1", "r: ours over theirs", "load average 3.2 on 2 cores"):
+        assert said in shown
 
 
 async def _never(_: object) -> tuple[dict[str, float], dict[str, object]]:

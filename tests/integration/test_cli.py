@@ -275,8 +275,12 @@ def test_bad_settings_are_named_and_exit_2(arguments: list[str], said: str) -> N
         (["verify", "--model", "/no/such/folder"], "no such folder"),
         (["demo", "--set", "model.head_blocks=6"], "leave at least one block for the trunk"),
         (
-            ["status", "--once", "--set", f"broker.clients=tcp://127.0.0.1:{free_port()}"],
-            "PeerUnreachable",
+            ["status", "--once", "--set", "broker.clients=tcp://127.0.0.1:9"],
+            "PeerUnreachable: no answer to STATUS from the broker at tcp://127.0.0.1:9",
+        ),
+        (
+            ["loadtest", "--join", "--set", "broker.clients=tcp://127.0.0.1:9"],
+            "from the broker at tcp://127.0.0.1:9 within 5 s",
         ),
     ],
 )

@@ -49,7 +49,7 @@ def serving(
     if as_json:
         print_json(report)
     else:
-        _print(report, "serving")
+        print_report(report, "serving")
 
 
 @bench.command(name="train-parity")
@@ -93,10 +93,10 @@ def train_speed(
     if as_json:
         print_json(report)
     else:
-        _print(report, "training")
+        print_report(report, "training")
 
 
-def _print(report: dict[str, Any], title: str) -> None:
+def print_report(report: dict[str, Any], title: str) -> None:
     """Each ratio with its repeats, then what it is over what, then what disturbed it."""
     ratios, machine = report["ratios"], report["machine"]
     print_table(title, ["ratio", "value", "repeats", "goal", "met"], _rows(ratios))

@@ -1,0 +1,45 @@
+"""`fedsea status` as a person sees it."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from fedsea_mq.cli.watch import view
+from fedsea_mq.protocol.bounded import Role
+from fedsea_mq.protocol.messages import Load, NodeStatus, StatusReport
+
+
+def test_names_stand_whole_in_80_columns() -> None:
+    names = ["trunk-of-the-lab-00", "trunk-of-the-lab-01", "aggregator-of-the-lab"]
+    load = Load(
+        kv_positions_free=262_143,
+        kv_positions_total=262_144,
+        sessions=1000,
+        direct_sessions=1000,
+        positions_per_s=123_456.7,
+        mean_batch=999.9,
+        busy_share=1.0,
+        peak_rss_bytes=12_345 << 20,
+    )
+    nodes = [
+        NodeStatus(
+            name=name,
+            fingerprint="0123456789abcdef" * 4,
+            head_blocks=10,
+            tail_blocks=10,
+            silent_ms=0,
+            load=load,
+            role=Role.AGGREGATOR,
+            run="run-of-the-hospitals",
+        )
+        for name in names
+    ]
+    report = StatusReport(
+        uptime_s=1.0, sessions=1, frames_relayed=2, bytes_relayed=3, errors=0, nodes=nodes
+    )
+    console = Console(width=80, record=True)
+    console.print(view(report))
+    shown = console.export_text()
+    for word in (*names, "run-of-the-hospitals", "0123456789ab", "123456.7", "12345 MB", "10+10"):
+        assert word in shown
+    assert max(map(len, shown.splitlines())) <= 80
