@@ -300,8 +300,11 @@ async def test_a_full_node_says_busy_and_serves_once_it_has_room(tiny_llama: Pat
     overrides = ["trunk.max_sessions=1", "client.give_up_s=0.3"]
     async with running(tiny_llama, *overrides) as system:
         async with system.client.session(50):
+            turned_away = system.client.generate([1], GREEDY)
             with pytest.raises(Busy):
-                await system.client.generate([1], GREEDY).complete()
+                await turned_away.complete()
+            assert turned_away.stats.traffic.refusals > 0
+            assert turned_away.stats.traffic.bytes_up > 0
         answer = await system.client.generate([1], GREEDY).complete()
     assert len(answer.tokens) == NEW
 

@@ -29,7 +29,7 @@ from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Result
 from fedsea_mq.protocol.payload import WireDtype
 from fedsea_mq.serving.scheduler import Owner, Urgency
-from fedsea_mq.serving.trunk_sessions import Compute, Release, Reply, TrunkSessions
+from fedsea_mq.serving.trunk_sessions import Compute, Peaks, Release, Reply, TrunkSessions
 from tests.unit.serving.trunk import ANNA, BERT, CARL, TERMS, Trunk, states
 
 
@@ -53,6 +53,20 @@ class TestOpening:
         assert reply.body(Accept) == Accept(node="trunk-1", max_frame_positions=8, lease_ms=10_000)
         assert trunk.sessions.ids == [ANNA]
         assert trunk.sessions.kv_free == 40
+
+    def test_peaks_remember_sessions_that_are_gone_when_they_are_asked_for(
+        self, trunk: Trunk
+    ) -> None:
+        trunk.open(ANNA, 60)
+        trunk.open(BERT, 30)
+        trunk.close(ANNA)
+        assert trunk.sessions.take_peaks() == Peaks(sessions=2, kv_reserved=90)
+        trunk.close(BERT)
+        trunk.open(CARL, 10)
+        assert trunk.sessions.take_peaks() == Peaks(sessions=1, kv_reserved=30)
+        trunk.close(CARL)
+        assert trunk.sessions.take_peaks() == Peaks(sessions=1, kv_reserved=10)
+        assert trunk.sessions.take_peaks() == Peaks()
 
     def test_given_the_same_open_again_then_it_is_accepted_and_reserves_nothing_more(
         self, trunk: Trunk

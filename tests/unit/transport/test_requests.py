@@ -290,3 +290,8 @@ async def test_the_broker_closes_sessions_whose_requests_go_past_it() -> None:
     line.requests.receive(Frame.closing(SessionLost("the node is gone"), S1))
     with pytest.raises(SessionLost):
         await task
+
+
+async def test_who_does_not_answer_is_named() -> None:
+    with pytest.raises(PeerUnreachable, match="no answer to EXTEND from the broker within"):
+        await Line(says_nothing, QUICK).ask()
