@@ -94,7 +94,8 @@ def _figures(report: dict[str, Any]) -> list[str]:
         f"within TTFT {slo['ttft_ms']:g} ms and TPOT {slo['tpot_ms']:g} ms",
         f"- trunk: busy {_share(report['trunk_busy'])}, mean batch "
         f"{_number(report['mean_batch'], '.1f')}, at most {_number(report['sessions_peak'], 'd')} "
-        f"sessions at a time, KV reserved at most {_share(report['kv_used'])}",
+        f"sessions at a time, {_number(report['kv_reserved_peak'], ',d')} KV positions reserved at "
+        f"most, {_number(report['kv_used'], '.2%')} of all",
         f"- fairness (Jain, tokens by client): {_number(report['jain'], '.3f')}",
         f"- busy replies: {report['refusals']}",
         f"- bytes: {report['bytes_up']:,} up, {report['bytes_down']:,} down; "

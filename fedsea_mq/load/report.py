@@ -29,7 +29,8 @@ def build_report(
     window = plan.measured
     measured_s = max(1e-9, _measured_s(plan, tally))
     steady = samples.between(window.from_s, window.until_s)
-    batch = _mean([sample.batch for sample in steady])
+    batch = _mean([sample.batch for sample in steady if sample.batch])
+    fullest = max(steady, key=lambda sample: sample.kv_reserved, default=None)
     decode_s = tally.decode_until - tally.decode_from
     return {
         "plan": plan.model_dump(mode="json", exclude={"trace"}) | {"trace": len(plan.trace)},
@@ -55,7 +56,8 @@ def build_report(
         "mean_batch": batch,
         "occupancy": None if batch is None else batch / sum(plan.sessions),
         "trunk_busy": _mean([sample.busy for sample in steady]),
-        "kv_used": max((sample.kv_used for sample in steady), default=None),
+        "kv_reserved_peak": None if fullest is None else fullest.kv_reserved,
+        "kv_used": None if fullest is None else _over(fullest.kv_reserved, fullest.kv_positions),
         "sessions_peak": max((sample.sessions for sample in steady), default=None),
         "jain": _fairness(plan, tally),
         "refusals": tally.refusals,

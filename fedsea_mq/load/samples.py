@@ -24,8 +24,9 @@ class Sample:
     busy: float
     """Mean share of the time in which a node computed."""
     positions_per_s: float
-    kv_used: float
-    """Largest share of all KV positions that sessions had reserved."""
+    kv_reserved: int
+    kv_positions: int
+    """Most KV positions that sessions had reserved, and all that there are."""
     rss_bytes: dict[str, int]
 
 
@@ -41,15 +42,14 @@ class Samples:
         """Note the broker's report and the processes' memory now."""
         loads = [node.load for node in report.nodes]
         stepping = [load for load in loads if load.mean_batch]
-        total = sum(load.kv_positions_total for load in loads)
-        reserved = sum(load.kv_positions_peak for load in loads)
         sample = Sample(
             at_s=time.monotonic() - self.begun_at,
             sessions=sum(load.sessions_peak for load in loads),
             batch=_mean([load.mean_batch for load in stepping]),
             busy=_mean([load.busy_share for load in loads]),
             positions_per_s=sum(load.positions_per_s for load in loads),
-            kv_used=reserved / total if total else 0.0,
+            kv_reserved=sum(load.kv_positions_peak for load in loads),
+            kv_positions=sum(load.kv_positions_total for load in loads),
             rss_bytes={name: rss for name, pid in self.pids.items() if (rss := _rss(pid))},
         )
         self.taken.append(sample)

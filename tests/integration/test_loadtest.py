@@ -16,8 +16,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def loadtest(*arguments: str) -> Any:
-    done = subprocess.run(
+def run_loadtest(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-m", "fedsea_mq.cli", "loadtest", "--json", *arguments],
         capture_output=True,
         text=True,
@@ -25,6 +25,10 @@ def loadtest(*arguments: str) -> Any:
         cwd=ROOT,
         check=False,
     )
+
+
+def loadtest(*arguments: str) -> Any:
+    done = run_loadtest(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout)
 
@@ -42,6 +46,10 @@ def test_thin_clients_in_a_closed_loop(tmp_path: Path) -> None:
     assert report["mean_batch"] > 1.5
     assert 0 < report["trunk_busy"] <= 1
     assert report["jain"] > 0.8
+    assert report["measured_s"] == 3
+    assert report["sessions_peak"] == 12
+    assert report["kv_reserved_peak"] >= 12 * (8 + 12)
+    assert report["plan"]["link"]["mbps"] is None
     assert set(report["memory"]) == {"broker", "trunk-0", "load-0", "load-1"}
     assert json.loads((tmp_path / "loadtest.json").read_text()) == report
     assert "| TTFT |" in (tmp_path / "loadtest.md").read_text()
@@ -73,6 +81,22 @@ def test_who_stops_or_vanishes_is_counted_and_leaves_room_for_others() -> None:
     assert counted["errors"] == {}
     assert min(counted["done"], counted["stopped"], counted["vanished"]) > 5
     assert report["kv_used"] > 0
+
+
+def test_a_test_in_which_all_failed_exits_1_and_names_the_limit(tmp_path: Path) -> None:
+    done = run_loadtest(
+        *("--clients", "2", "--prompt", "5000", "--duration", "2", "--out", str(tmp_path)),
+        *("--set", "client.speculation=lookup"),
+    )
+    assert done.returncode == 1
+    said = " ".join(done.stderr.split())
+    assert "LoadTestFailed: no request succeeded in the measured 1.5 s" in said
+    assert "this node holds 1 to" in said
+    assert "thin clients do not speculate" in said
+    report = json.loads((tmp_path / "loadtest.json").read_text())
+    assert report["requests"]["errors"].keys() == {"LimitExceeded"}
+    assert report["mean_batch"] is None
+    assert (tmp_path / "loadtest.png").exists()
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
