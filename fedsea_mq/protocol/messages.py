@@ -139,7 +139,7 @@ class Load:
 
     A new session needs KV for all its positions and one of the `sessions_free`; a node that takes
     none says 0 of both. `direct_sessions` are those of `sessions` whose last extend frame did not
-    pass the broker. The peaks are the most that was held at a time in that interval, training
+    pass the broker. The peaks are the most that was held at a time in the last interval, training
     apart: sessions that live for less than a heartbeat show in them only.
     """
 
