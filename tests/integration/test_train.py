@@ -150,7 +150,7 @@ async def test_a_run_that_cannot_be_says_why_in_a_line(
     settings = train_settings(tmp_path)
     (tmp_path / "task.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "only"}\n')
     settings.write(tmp_path / "train.yaml")
-    given = ["train", "--config", str(tmp_path / "train.yaml"), "--join"]
+    given = ["train", "--config", str(tmp_path / "train.yaml")]
     assert await asyncio.to_thread(call, monkeypatch, *given) == 1
     said = capsys.readouterr().err
     assert "task.jsonl:2: answer: Field required" in said
