@@ -15,6 +15,7 @@ def test_names_stand_whole_in_80_columns() -> None:
         kv_positions_free=262_143,
         kv_positions_total=262_144,
         sessions=1000,
+        sessions_free=24,
         direct_sessions=1000,
         positions_per_s=123_456.7,
         mean_batch=999.9,
