@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fedsea_mq.cli.__main__ import main
+from fedsea_mq.cli.train.run import alone_in
 from fedsea_mq.errors import AdapterError, AdapterMismatch, FingerprintMismatch, TrainingDiverged
 from fedsea_mq.model.adapters import merge_adapters
 from fedsea_mq.model.checkpoint import Checkpoint
@@ -60,6 +61,9 @@ async def test_a_run_from_its_start_to_served_adapters(
     assert "is there already; go on with --resume" in capsys.readouterr().err
     assert await asyncio.to_thread(call, monkeypatch, *given, "--resume", "--json") == 0
     again = json.loads(capsys.readouterr().out)
+    with alone_in(folder):
+        assert await asyncio.to_thread(call, monkeypatch, *given, "--resume", "--json") == 2
+    assert "another fedsea train is at this run" in capsys.readouterr().err
     assert again["losses"] == report["losses"]
     assert again["rounds"] == report["rounds"]
 

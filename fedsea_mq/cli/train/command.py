@@ -15,7 +15,7 @@ from fedsea_mq.cli.output import console, print_table, progress_console
 from fedsea_mq.cli.train.journal import Journal
 from fedsea_mq.cli.train.record import RunRecord
 from fedsea_mq.cli.train.results import write_results
-from fedsea_mq.cli.train.run import members_of, run, run_folder
+from fedsea_mq.cli.train.run import alone_in, members_of, run, run_folder
 from fedsea_mq.cli.train.tensorboard import EventFiles
 from fedsea_mq.cli.train.view import RunView
 from fedsea_mq.settings import Settings
@@ -24,17 +24,18 @@ from fedsea_mq.settings import Settings
 async def train(settings: Settings, *, resume: bool, join: bool, as_json: bool) -> None:
     """Train, with live progress; write adapters, report and plots into the run's folder.
 
-    Raises what `run_folder` and `run` raise. A folder that was made for a run which then did not
-    take a step is removed: the next try, with other settings, is a new run.
+    Raises what `run_folder`, `alone_in` and `run` raise. A folder that was made for a run which
+    then did not take a step is removed: the next try, with other settings, is a new run.
     """
     folder, record = run_folder(settings, resume=resume), RunRecord()
     is_new = not folder.exists()
-    try:
-        await _train(settings, folder, record, join=join, as_json=as_json)
-    except BaseException:
-        if is_new and not record.began:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+    with alone_in(folder):
+        try:
+            await _train(settings, folder, record, join=join, as_json=as_json)
+        except BaseException:
+            if is_new and not record.began:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 async def _train(

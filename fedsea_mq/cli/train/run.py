@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from fedsea_mq.cli.processes import LocalSystem
 from fedsea_mq.cli.train.kept import Kept
@@ -36,6 +39,25 @@ def run_folder(settings: Settings, *, resume: bool) -> Path:
     if folder.exists() and not resume:
         raise ConfigError(f"{folder}: is there already; go on with --resume, or name another run")
     return folder
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other commands out of a run's folder, until this one ends or is killed.
+
+    Raises:
+        ConfigError: another command is in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(f"{folder}: another fedsea train is at this run") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 async def run(settings: Settings, on_line: OnLine, *, join: bool = False) -> None:
