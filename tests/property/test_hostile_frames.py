@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import random
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from fedsea_mq.errors import FedSeaError, RemoteError
+from fedsea_mq.errors import FedSeaError
 from fedsea_mq.protocol import messages as m
 from fedsea_mq.protocol.compression import pack
 from fedsea_mq.protocol.envelope import Kind
@@ -24,14 +22,12 @@ from fedsea_mq.protocol.frames import Frame, Parts
 from fedsea_mq.protocol.messages import Extend, Nothing, Open
 from fedsea_mq.protocol.payload import WireDtype
 from fedsea_mq.serving.trunk_sessions import BROKER, Compute, Reply
-from tests.property.mutations import mutated
+from tests.property.hostile import Corpus, is_refusal, over_seeds
 from tests.unit.broker import placing as broker
 from tests.unit.protocol.bodies import BODIES
 from tests.unit.serving import trunk
 
-SEEDS = 25
-FRAMES_A_SEED = 2000
-BODY_TYPES: tuple[type[Any], ...] = get_args(m.Body)
+BODY_TYPES: list[type[Any]] = list(dict.fromkeys(type(body) for body in BODIES))
 SESSIONS = [trunk.ANNA, trunk.BERT, trunk.CARL, broker.S1, b""]
 
 
@@ -66,57 +62,7 @@ def working_frames() -> list[Parts]:
 
 
 WORKING = working_frames()
-POOL = every_frame() + WORKING
-
-
-class Seen:
-    """How many frames a target was thrown, over all seeds; and how many it took for good."""
-
-    def __init__(self) -> None:
-        self.frames = 0
-        self.accepted = 0
-
-
-def hostile_frames(rng: random.Random, count: int) -> Iterator[Parts]:
-    """Mutations of valid frames, and now and then one untouched, in the wrong place or time."""
-    for _ in range(count):
-        parts = rng.choice(WORKING if rng.random() < 0.85 else POOL)
-        yield parts if rng.random() < 0.1 else mutated(rng, parts, POOL)
-
-
-def throw(seed: int, seen: Seen, target: Callable[[Parts], bool]) -> None:
-    """Hostile frames to `target`, which checks what comes out and says whether it took them."""
-    for parts in hostile_frames(random.Random(seed), FRAMES_A_SEED):
-        seen.accepted += target(parts)
-        seen.frames += 1
-
-
-def over_seeds(target: Callable[[int], Callable[[Parts], bool]]) -> Seen:
-    """Throw frames at a fresh target for each of the seeds that hypothesis draws."""
-    seen = Seen()
-
-    @settings(max_examples=SEEDS, deadline=None, database=None)
-    @given(st.integers(0, 2**63))
-    def each(seed: int) -> None:
-        throw(seed, seen, target(seed))
-
-    each()
-    # Fewer would be a test that went quiet, and none taken a test that never gets past the door.
-    assert seen.frames >= SEEDS * FRAMES_A_SEED
-    assert seen.accepted > seen.frames // 100
-    return seen
-
-
-def is_refusal(parts: Parts) -> bool:
-    """Whether a frame of ours refuses something; that it can be read at all is asserted."""
-    frame = Frame.read(parts)
-    # The broker tells a node to free a session as a client would.
-    free = Frame.build(Kind.CLOSE, Nothing(), session=frame.envelope.session)
-    if parts == free.parts():
-        return False
-    refusal = frame.refusal()
-    assert refusal is None or isinstance(refusal, RemoteError)
-    return refusal is not None
+CORPUS = Corpus(WORKING, every_frame() + WORKING)
 
 
 def test_decoders_raise_nothing_but_typed_errors() -> None:
@@ -131,7 +77,7 @@ def test_decoders_raise_nothing_but_typed_errors() -> None:
 
         return read
 
-    assert over_seeds(decoder).frames >= 50_000
+    assert over_seeds(CORPUS, decoder).frames >= 50_000
 
 
 def decodes(reader: Callable[[], object]) -> bool:
@@ -171,7 +117,7 @@ def test_nothing_comes_out_of_the_trunks_sessions_but_valid_replies(origin: byte
 
         return receive
 
-    assert over_seeds(sessions).frames >= 50_000
+    assert over_seeds(CORPUS, sessions).frames >= 50_000
 
 
 @pytest.mark.parametrize("is_client", [True, False], ids=["client", "node"])
@@ -189,7 +135,7 @@ def test_nothing_comes_out_of_the_brokers_core_but_valid_frames(is_client: bool)
 
         return receive
 
-    assert over_seeds(core).frames >= 50_000
+    assert over_seeds(CORPUS, core).frames >= 50_000
 
 
 def two_nodes() -> broker.Placing:
@@ -202,7 +148,7 @@ def two_nodes() -> broker.Placing:
 def test_an_honest_session_survives_what_others_throw_at_the_broker() -> None:
     placing, session = two_nodes(), b"known to nobody."
     node = placing.opened(b"honest", session)
-    for parts in hostile_frames(random.Random(7), 2000):
+    for parts in CORPUS.frames(random.Random(7), 2000):
         placing.core.from_client(b"hostile client", parts, placing.now)
     assert placing.extend(b"honest", session).peer == node
     (sent,) = placing.node_says(node, broker.result(session))
