@@ -60,18 +60,32 @@ def load_examples(training: TrainingSection, checkpoint: Checkpoint) -> Examples
         CheckpointError: the model has no tokenizer.
     """
     task = find(training.task, training.data)
-    every = _every(task, training)
-    kept, held_out = list(range(len(every))), list[int]()
-    if training.validation:
-        records = [example.record for example in every]
-        kept, held_out = held_out_count(records, training.validation, training.seed)
-    shard = _shard([every[number] for number in kept], training)
+    kept, held_out = _divided(task, training)
+    shard = _shard(kept, training)
     limits = task.limits.within(checkpoint.max_positions)
     encoder = Encoder(checkpoint.tokenizer, limits.source_tokens)
     train = _encoded(encoder, shard)
-    validation = _encoded(encoder, [every[number] for number in held_out])
+    validation = _encoded(encoder, held_out)
     left_out = len(shard) + len(held_out) - len(train) - len(validation)
     return Examples(train, validation, left_out)
+
+
+def held_out_examples(training: TrainingSection) -> list[Example]:
+    """The `training.validation` examples that no client trains on, to be asked.
+
+    Raises as `load_examples`.
+    """
+    return _divided(find(training.task, training.data), training)[1]
+
+
+def _divided(task: Task, training: TrainingSection) -> tuple[list[Example], list[Example]]:
+    """What is trained on and what is held out, none of one record on both sides."""
+    every = _every(task, training)
+    if not training.validation:
+        return every, []
+    records = [example.record for example in every]
+    kept, held_out = held_out_count(records, training.validation, training.seed)
+    return [every[number] for number in kept], [every[number] for number in held_out]
 
 
 def _every(task: Task, training: TrainingSection) -> list[Example]:

@@ -116,7 +116,9 @@ def train_results(
     cuts: Annotated[str, typer.Option(help="Comma-separated, as 1+1,2+2.")] = "1+1",
     seeds: Annotated[int, typer.Option(min=1, help="Of adapters, shards and order.")] = 3,
     scales: Annotated[str, typer.Option(help="Noise over the RMS.")] = "0.5,1.0,1.5,2.0",
-    count: Annotated[int, typer.Option("--n", min=1, help="Units of the task asked.")] = 60,
+    count: Annotated[
+        int, typer.Option("--n", min=1, help="Units of the validation split asked.")
+    ] = 60,
     out: Annotated[Path | None, typer.Option(help="Folder for the table and its plot.")] = None,
     as_json: options.AsJson = False,
 ) -> None:

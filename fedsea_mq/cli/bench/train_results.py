@@ -1,10 +1,11 @@
 """What fine-tuning brings: federated with noise, against alone, pooled, and not at all.
 
 For each cut and seed a task's examples are divided among clients, skewed by class. Then are scored,
-on held-out examples:
+on held-out examples, `training.validation` of records that nobody trains on or, without it, those
+of the task's validation split:
 
 - `zero-shot`: the model as it is, at each noise;
-- `alone`: each client by itself, at the first noise; the mean over the clients;
+- `alone`: each client by itself, trained and scored at each noise; the mean over the clients;
 - `federated`: all clients together, trained and scored at each noise, and without noise;
 - `pooled`: one client with all examples, without noise, as many a step as all take together.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Final
@@ -23,10 +24,11 @@ from fedsea_mq.cli.output import progress_console
 from fedsea_mq.cli.score import Asked, score
 from fedsea_mq.model.adapters import merge_adapters
 from fedsea_mq.model.checkpoint import Checkpoint
+from fedsea_mq.run_settings import TrainingSection
 from fedsea_mq.settings import Settings
 from fedsea_mq.tasks.registry import find
 from fedsea_mq.tasks.task import Scores, Split, Wanted
-from nodes.trainer.examples import Examples, load_examples
+from nodes.trainer.examples import Examples, held_out_examples, load_examples
 
 _OFF: Final = 0.0
 _NAME: Final = "trained"
@@ -99,23 +101,19 @@ class _Cell:
         )
         training = settings.training
         checkpoint = Checkpoint.open(settings.model.path)
-        shards = {
-            f"client-{number + 1}": load_examples(
-                training.model_copy(update={"shard": number}), checkpoint
-            )
-            for number in range(training.clients)
-        }
-        task = find(training.task, training.data)
-        wanted = Wanted(Split.VALIDATION, grid.asked, 1000)
-        return cls(settings, grid, shards, Asked.of(task, wanted))
+        shards = {}
+        for number in range(training.clients):
+            one = load_examples(training.model_copy(update={"shard": number}), checkpoint)
+            shards[f"client-{number + 1}"] = replace(one, validation=())
+        return cls(settings, grid, shards, _asked(training, grid.asked))
 
     async def arms(self) -> Any:
         """Arm, noise and scores, as they are found."""
         for scale, scores in zip(self._scales, await self._score(None, self._scales), strict=True):
             yield "zero-shot", scale, scores
-        first = self.grid.scales[0]
-        alone = [await self._trained({n: one}, first) for n, one in self.shards.items()]
-        yield "alone", first, {name: fmean(one[name] for one in alone) for name in alone[0]}
+        for scale in self.grid.scales:
+            alone = [await self._trained({n: one}, scale) for n, one in self.shards.items()]
+            yield "alone", scale, {name: fmean(one[name] for one in alone) for name in alone[0]}
         for scale in self._scales:
             yield "federated", scale, await self._trained(self.shards, scale)
         yield "pooled", _OFF, await self._trained({"pooled": self._pool()}, _OFF)
@@ -160,6 +158,13 @@ class _Cell:
         noises = [_noise(scale) for scale in scales]
         scored = await score(settings, noises, [self.asked], join=False)
         return [one.scores for one in scored]
+
+
+def _asked(training: TrainingSection, count: int) -> Asked:
+    task = find(training.task, training.data)
+    if training.validation:
+        return Asked(task, held_out_examples(training))
+    return Asked.of(task, Wanted(Split.VALIDATION, count, 1000))
 
 
 def _noise(scale: float) -> dict[str, Any]:

@@ -41,9 +41,9 @@ CLIENTS: Final = (2, 4, 8)
 LINKS: Final = {"none": Link(), "20 ms": Link(delay_ms=20.0)}
 _TOKENS: Final = 128
 _ANSWER: Final = 8
-_STEPS: Final = 8
+_STEPS: Final = 12
 # The first round is warm-up, and not counted.
-_ROUNDS: Final = 3
+_ROUNDS: Final = 2
 _THREADS: Final = 2
 _CHATS: Final = LoadPlan(
     sessions=(1,) * 16,

@@ -9,9 +9,9 @@ import pytest
 from fedsea_mq.errors import ConfigError, TaskDataError
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.run_settings import TrainingSection
-from fedsea_mq.tasks.encoding import Encoded
+from fedsea_mq.tasks.encoding import Encoded, Encoder
 from fedsea_mq.tasks.shards import held_out_count
-from nodes.trainer.examples import Examples, load_examples
+from nodes.trainer.examples import Examples, held_out_examples, load_examples
 
 
 def training(**fields: object) -> TrainingSection:
@@ -39,6 +39,15 @@ def test_shards_are_the_whole_and_nobody_trains_on_what_is_held_out(
     assert not trained.keys() & set(shards[0].validation)
     assert trained <= Counter(whole.train)
     assert all(shard.train for shard in shards)
+
+
+def test_what_is_asked_is_what_no_client_trains_on(checkpoint: Checkpoint) -> None:
+    settings = training(task="embedded", examples=4, validation=5)
+    asked, examples = held_out_examples(settings), load_examples(settings, checkpoint)
+    encoder = Encoder(checkpoint.tokenizer, 700)
+    assert [encoder.training(one) for one in asked] == list(examples.validation)
+    assert not set(examples.validation) & set(examples.train)
+    assert held_out_examples(training()) == []
 
 
 def _frozen(examples: Examples) -> Examples:
