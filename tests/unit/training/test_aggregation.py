@@ -62,7 +62,7 @@ class TestSessions:
             ({"run": "other"}, RunUnknown),
             ({"fingerprint": OTHER}, FingerprintMismatch),
             ({"agreed": OTHER}, RunMismatch),
-            ({"role": Role.TRUNK}, MalformedFrame),
+            ({"role": Role.TRUNK}, RunUnknown),
             ({"member": None}, MalformedFrame),
         ],
     )
