@@ -6,7 +6,6 @@ simulation can drive thousands of sessions through it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -292,10 +291,6 @@ class TrunkSessions:
             gone = SessionUnknown("the session's lease ran out")
             actions.append(Reply(Frame.closing(gone, session_id).parts()))
         return actions
-
-    def next_expiry(self) -> float:
-        """When the next lease runs out; infinity with no session."""
-        return min((s.lease_until for s in self._sessions.values()), default=math.inf)
 
     def _find(self, envelope: Envelope, now: float) -> _Session:
         session = self._sessions.get(envelope.session)
