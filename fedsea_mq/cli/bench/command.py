@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 
 from fedsea_mq.cli import options
 from fedsea_mq.cli.output import console, print_json, print_table
+from fedsea_mq.errors import ConfigError
+
+T = TypeVar("T")
 
 # Spelt out: to import the comparisons takes seconds, which the help of every command would.
 _NAMES: Final = (
@@ -127,9 +131,7 @@ def train_results(
     from fedsea_mq.cli.bench.train_results import train_results as run
     from fedsea_mq.settings import Settings
 
-    both_ends = [tuple(int(blocks) for blocks in cut.split("+")) for cut in cuts.split(",")]
-    numbers = [float(scale) for scale in scales.split(",")]
-    grid = Grid([(head, tail) for head, tail in both_ends], range(seeds), numbers, count)
+    grid = Grid(_each(cuts, _cut), range(seeds), _each(scales, float), count)
     settings = Settings.load(config, set_ or [], ["log.level=warning"])
     rows = asyncio.run(run(settings, grid))
     if out is not None:
@@ -142,6 +144,20 @@ def train_results(
         print_json(rows)
     else:
         console.print("\n".join(markdown_rows(rows)), soft_wrap=True)
+
+
+def _each(listed: str, read: Callable[[str], T]) -> list[T]:
+    try:
+        return [read(one) for one in listed.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"{listed!r}: expected a comma-separated list as the help shows"
+        ) from None
+
+
+def _cut(text: str) -> tuple[int, int]:
+    head, tail = (int(blocks) for blocks in text.split("+"))
+    return head, tail
 
 
 def _rows(ratios: dict[str, Any]) -> list[tuple[str, ...]]:
