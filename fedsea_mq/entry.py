@@ -100,6 +100,17 @@ def announce(**facts: object) -> None:
     sys.stdout.flush()
 
 
+async def ready_unless_asked(ready: Coroutine[Any, Any, None]) -> bool:
+    """Wait until a node is `ready`; False if `stop_asked` says so first. Raises as `ready` does."""
+    starting, asked = asyncio.create_task(ready), asyncio.create_task(stop_asked())
+    try:
+        await asyncio.wait((starting, asked), return_when=asyncio.FIRST_COMPLETED)
+        return starting.done() and starting.result() is None
+    finally:
+        starting.cancel()
+        asked.cancel()
+
+
 async def stop_asked() -> None:
     """Wait for SIGTERM or SIGINT, or for the parent that started this process to die."""
     stop = asyncio.Event()

@@ -10,7 +10,13 @@ import sys
 
 import torch
 
-from fedsea_mq.entry import announce, run_process, settings_from_arguments, stop_asked
+from fedsea_mq.entry import (
+    announce,
+    ready_unless_asked,
+    run_process,
+    settings_from_arguments,
+    stop_asked,
+)
 from fedsea_mq.errors import RoundsExhausted
 from fedsea_mq.settings import Settings
 from fedsea_mq.training.aggregation.reports import RunEvent, RunGivenUp, event_fields
@@ -22,7 +28,8 @@ async def serve(settings: Settings) -> None:
     torch.set_num_threads(settings.model.threads)
     lines = _Lines()
     async with AggregatorNode(settings, lines.event) as node:
-        await node.registered()
+        if not await ready_unless_asked(node.registered()):
+            return
         lines.begin(ready="aggregator", node=node.name, run=settings.training.run)
         ended, stopped = asyncio.create_task(node.ended()), asyncio.create_task(stop_asked())
         await asyncio.wait((ended, stopped), return_when=asyncio.FIRST_COMPLETED)

@@ -9,6 +9,7 @@ import torch
 from fedsea_mq.entry import (
     announce,
     begin_peer_numbers_anywhere,
+    ready_unless_asked,
     run_process,
     settings_from_arguments,
     stop_asked,
@@ -27,7 +28,8 @@ async def serve(settings: Settings) -> None:
     compile_attention(Numerics.of(settings.model).kv)
     baseline = peak_rss_bytes()
     async with TrunkNode(settings) as node:
-        await node.registered()
+        if not await ready_unless_asked(node.registered()):
+            return
         announce(
             ready="trunk",
             node=node.name,

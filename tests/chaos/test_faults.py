@@ -207,14 +207,22 @@ async def test_a_killed_command_leaves_no_process_behind(tiny_llama: Path) -> No
             await asyncio.sleep(0.1)
 
 
-async def test_a_process_whose_parent_was_gone_before_it_looked_ends() -> None:
+@pytest.mark.parametrize(
+    ("module", "port"), [("broker", "*"), ("nodes.trunk", "1"), ("nodes.aggregator", "1")]
+)
+async def test_a_process_whose_parent_was_gone_before_it_looked_ends(
+    module: str, port: str
+) -> None:
+    """A node, too, that waits for a broker which is not there."""
+    endpoint = f"tcp://127.0.0.1:{port}"
     orphan = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "broker"),
-        *("--set", "broker.clients=tcp://127.0.0.1:*", "--set", "broker.nodes=tcp://127.0.0.1:*"),
+        *(sys.executable, "-m", module),
+        *("--set", f"broker.clients={endpoint}", "--set", f"broker.nodes={endpoint}"),
+        *("--set", "training.run=orphaned"),
         env=os.environ | {PARENT: "0"},  # the id of no process
         stdout=asyncio.subprocess.DEVNULL,
     )
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         assert await orphan.wait() == 0
 
 
