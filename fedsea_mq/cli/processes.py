@@ -22,6 +22,9 @@ _READY_S = 900.0
 _STOP_S = 15.0
 _TAIL_CHARS = 2000
 _LINE_BYTES = 16 << 20
+# Several processes share the cores: a thread that spins while it waits for the others of its
+# process takes the core that they need.
+_SHARING = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 class Child:
@@ -49,7 +52,7 @@ class Child:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 limit=_LINE_BYTES,
-                env=os.environ | {PARENT: str(os.getpid()), "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+                env=_SHARING | os.environ | {PARENT: str(os.getpid())},
                 # Ctrl-C is for the command, which then stops its children in order.
                 start_new_session=True,
             )
