@@ -17,7 +17,7 @@ from fedsea_mq.settings import Settings
 
 async def serve(settings: Settings) -> None:
     """Serve until asked to stop."""
-    async with Broker(settings.broker) as broker:
+    async with Broker(settings.broker, settings.security) as broker:
         announce(ready="broker", clients=broker.clients, nodes=broker.nodes)
         await stop_asked()
 

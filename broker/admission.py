@@ -7,7 +7,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -64,7 +64,7 @@ class Admission:
                 return [verdict]
         self._lines[model] = line
         waited = session in line
-        if not line.join(session, ask.peer, ask, now):
+        if not line.join(session, ask.body.client, ask, now):
             return [Verdict(ask, Busy(_FULL, self._comebacks.pause_s(now)))]
         verdicts = list(self._serve(line, now))
         if session in line and not waited:
@@ -87,6 +87,16 @@ class Admission:
         """A session waits no longer, if it did."""
         for line in self._lines.values():
             line.leave(session)
+
+    def client_of(self, session: bytes) -> bytes | None:
+        """Whose the session is, if it waits."""
+        waiting = (line.client_of(session) for line in self._lines.values())
+        return next((client for client in waiting if client is not None), None)
+
+    def revoked(self, clients: Collection[bytes]) -> None:
+        """Nothing of these clients waits any longer."""
+        for line in self._lines.values():
+            line.leave_all(clients)
 
     def _judge(self, ask: Ask) -> Verdict:
         try:

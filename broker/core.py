@@ -2,14 +2,16 @@
 
 Sessions are opened for serving, or enlisted for training; both are relayed alike.
 
-It keeps nothing that nodes' registrations do not bring back: which node holds which session, and
-which client spoke for it last. A session id is 16 random bytes that only its client, its node and
-this broker know, so whoever presents it is its client, from whatever connection.
+It keeps nothing that nodes' registrations do not bring back: which node holds which session, whose
+it is, and from which connection that client spoke last. Who sends a message is an argument, an
+identity that its key has proven: a session is its key's, from whatever connection. Where no keys
+are in use, a session id is 16 random bytes that only its client, its node and this broker know, and
+whoever presents it is its client.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from hashlib import blake2b
@@ -22,10 +24,13 @@ from fedsea_mq.errors import (
     FedSeaError,
     MalformedFrame,
     NodeUnknown,
+    NotTrusted,
     RunUnknown,
     SessionLost,
+    SessionNotYours,
     SessionUnknown,
 )
+from fedsea_mq.protocol.bounded import Role
 from fedsea_mq.protocol.envelope import Envelope, Kind
 from fedsea_mq.protocol.frames import MAX_PARTS, Frame
 from fedsea_mq.protocol.messages import (
@@ -38,6 +43,7 @@ from fedsea_mq.protocol.messages import (
     encode_body,
 )
 from fedsea_mq.protocol.training_messages import Enlist
+from fedsea_mq.security.identity import ANYBODY, Identity, Party
 
 Part = Any  # bytes, or a zero-copy frame of the socket library: only envelopes are ever read
 
@@ -77,6 +83,13 @@ _FROM_SESSION: Final = frozenset(
     }
 )
 _REFUSALS: Final = frozenset({Kind.BUSY, Kind.ERROR})
+# Who may connect where, and register as what.
+CLIENT_PARTIES: Final = (Party.CLIENT, Party.TRAINER, Party.AGGREGATOR)
+NODE_PARTIES: Final = (Party.TRUNK, Party.AGGREGATOR)
+_REGISTERS: Final[Mapping[Role, Party]] = {
+    Role.TRUNK: Party.TRUNK,
+    Role.AGGREGATOR: Party.AGGREGATOR,
+}
 
 
 class Side(Enum):
@@ -108,6 +121,8 @@ class _Route:
     node: bytes
     client: bytes | None
     accepted: bool
+    # The id of its client's key; where there are no keys, a name that nobody is asked for.
+    owner: bytes
 
 
 @dataclass(slots=True)
@@ -138,20 +153,35 @@ class BrokerCore:
         self._report: tuple[float, bytes] | None = None
         self.counters = Counters()
 
-    def from_client(self, peer: bytes, parts: Sequence[Part], now: float) -> list[Send]:
-        """Handle a client's message; every fault becomes a typed error back to it."""
+    def from_client(
+        self, peer: bytes, parts: Sequence[Part], now: float, who: Identity = ANYBODY
+    ) -> list[Send]:
+        """Handle a client's message; every fault becomes a typed error back to it.
+
+        `peer` is where the answer goes, `who` is whose the message is.
+        """
         envelope = _NO_ENVELOPE
         try:
+            who.must_be(*CLIENT_PARTIES)
             envelope = _envelope(parts)
-            return list(self._client_frame(peer, envelope, parts, now))
+            self._check_owner(envelope.session, who)
+            return list(self._client_frame(peer, envelope, parts, now, who))
         except FedSeaError as error:
             return [self._refuse(peer, envelope, error)]
 
+    def _check_owner(self, session: bytes, who: Identity) -> None:
+        if not (session and who.id):
+            return
+        route = self._routes.get(session)
+        owner = self._admission.client_of(session) if route is None else route.owner
+        if owner is not None and owner != who.id:
+            raise SessionNotYours("the session was opened with another key")
+
     def _client_frame(
-        self, peer: bytes, envelope: Envelope, parts: Sequence[Part], now: float
+        self, peer: bytes, envelope: Envelope, parts: Sequence[Part], now: float, who: Identity
     ) -> Iterator[Send]:
         if envelope.kind in (Kind.OPEN, Kind.ENLIST):
-            yield from self._open(peer, envelope, parts, now)
+            yield from self._open(peer, envelope, parts, now, who)
         elif envelope.kind in _TO_SESSION:
             yield from self._to_node(peer, envelope, parts, now)
         elif envelope.kind is Kind.STATUS:
@@ -160,11 +190,11 @@ class BrokerCore:
             raise MalformedFrame(f"a {envelope.kind.name} frame is not for a client to send")
 
     def _open(
-        self, peer: bytes, envelope: Envelope, parts: Sequence[Part], now: float
+        self, peer: bytes, envelope: Envelope, parts: Sequence[Part], now: float, who: Identity
     ) -> Iterator[Send]:
         if not envelope.session:
             raise MalformedFrame(f"a {envelope.kind.name} frame without a session id")
-        asked = self._asked(Frame(envelope, parts[1]), peer)
+        asked = self._asked(Frame(envelope, parts[1]), peer, who)
         route = self._routes.get(envelope.session)
         if route is not None:
             route.client = peer
@@ -176,14 +206,19 @@ class BrokerCore:
                 raise self._yet_to_register
             yield from self._tell(self._admission.ask(Ask(peer, envelope, asked), now))
 
-    def _asked(self, frame: Frame, peer: bytes) -> Open | Enlist:
-        # Fairness is between connections, not between whatever names clients give themselves.
+    def _asked(self, frame: Frame, peer: bytes, who: Identity) -> Open | Enlist:
+        # Fairness is between keys, or between connections where there are none: not between
+        # whatever names clients give themselves.
+        client = who.id or self._alias(peer)
         if frame.envelope.kind is Kind.OPEN:
-            return replace(frame.body(Open), client=self._alias(peer))
-        return replace(frame.body(Enlist), client=self._alias(peer))
+            who.must_be(Party.CLIENT)
+            return replace(frame.body(Open), client=client)
+        enlist = frame.body(Enlist)
+        who.must_be(Party.AGGREGATOR if enlist.member is None else Party.TRAINER)
+        return replace(enlist, client=client)
 
     def _begin(self, node: bytes, peer: bytes, envelope: Envelope, asked: Open | Enlist) -> Send:
-        self._routes[envelope.session] = _Route(node, peer, accepted=False)
+        self._routes[envelope.session] = _Route(node, peer, accepted=False, owner=asked.client)
         return self._relay(Side.NODES, node, [envelope.encode(), encode_body(asked)])
 
     def _of_run(self, asked: Enlist, now: float) -> bytes:
@@ -240,22 +275,27 @@ class BrokerCore:
     def _is_young(self, now: float) -> bool:
         return now - self._started_at < self._terms.timeout_ms / 1000
 
-    def from_node(self, peer: bytes, parts: Sequence[Part], now: float) -> list[Send]:
+    def from_node(
+        self, peer: bytes, parts: Sequence[Part], now: float, who: Identity = ANYBODY
+    ) -> list[Send]:
         """Handle a node's message; every fault becomes a typed error back to it."""
         envelope = _NO_ENVELOPE
         try:
+            who.must_be(*NODE_PARTIES)
             envelope = _envelope(parts)
-            return list(self._node_frame(peer, envelope, parts, now))
+            if self._registry.owner(peer) not in (None, who.id):
+                raise NotTrusted("this connection's node was registered with another key")
+            return list(self._node_frame(peer, envelope, parts, now, who))
         except FedSeaError as error:
             self.counters.errors += not isinstance(error, NodeUnknown)
             return [Send(Side.NODES, peer, Frame.error(error, envelope).parts())]
 
     def _node_frame(
-        self, peer: bytes, envelope: Envelope, parts: Sequence[Part], now: float
+        self, peer: bytes, envelope: Envelope, parts: Sequence[Part], now: float, who: Identity
     ) -> Iterator[Send]:
         match envelope.kind:
             case Kind.REGISTER:
-                yield from self._register(peer, envelope, parts, now)
+                yield from self._register(peer, envelope, parts, now, who)
             case Kind.HEARTBEAT:
                 load = Frame(envelope, parts[1]).body(Load)
                 self._registry.heartbeat(peer, load, now)
@@ -270,20 +310,25 @@ class BrokerCore:
                 raise MalformedFrame(f"a {kind.name} frame is not for a node to send")
 
     def _register(
-        self, peer: bytes, envelope: Envelope, parts: Sequence[Part], now: float
+        self, peer: bytes, envelope: Envelope, parts: Sequence[Part], now: float, who: Identity
     ) -> Iterator[Send]:
         offer = Frame(envelope, parts[1]).body(Register)
-        self._registry.register(peer, offer, now)
+        who.must_be(_REGISTERS[offer.role])
+        self._registry.register(peer, offer, now, who.id)
         held = set(offer.sessions)
         gone = [
             i for i, r in self._routes.items() if r.node == peer and r.accepted and i not in held
         ]
         for session in gone:
             del self._routes[session]
-        for session in offer.sessions:
+        for session, owner in zip(offer.sessions, _owners(offer), strict=True):
             known = self._routes.get(session)
-            client = known.client if known is not None else None
-            self._routes[session] = _Route(peer, client, accepted=True)
+            if known is not None and self._registry.owner(known.node) not in (None, who.id):
+                continue  # another key's node holds it, and has not gone
+            # What is known of the client stands, unless it is another than the session's.
+            stands = known is not None and (not who.id or known.owner == owner)
+            client = known.client if known is not None and stands else None
+            self._routes[session] = _Route(peer, client, accepted=True, owner=owner)
         terms = Registered(self._terms.heartbeat_ms, self._terms.timeout_ms)
         yield Send(Side.NODES, peer, Frame.build(Kind.REGISTERED, terms, seq=envelope.seq).parts())
         yield from self._tell(self._admission.room_was_made(now))
@@ -343,6 +388,21 @@ class BrokerCore:
         self.counters.errors += 1
         return Send(side, peer, Frame.error(error, _NO_ENVELOPE).parts())
 
+    def revoked(self, keys: Collection[bytes]) -> list[Send]:
+        """The keys of these ids are trusted no more: end all that is theirs."""
+        sends: list[Send] = []
+        self._admission.revoked(keys)
+        reason = NotTrusted("the session's key is not trusted any more")
+        for session in [i for i, route in self._routes.items() if route.owner in keys]:
+            route = self._end(session)
+            sends.append(self._close_on_node(route.node, session))
+            if route.client is not None:
+                told = Frame.closing(reason, session).parts()
+                sends.append(Send(Side.CLIENTS, route.client, told))
+        for peer in self._registry.of_owners(keys):
+            sends += self._lose_node(peer)
+        return sends
+
     def undelivered(self, side: Side, peer: bytes) -> list[Send]:
         """The peer is gone, or so slow that its queue is full: let go of it."""
         self.counters.errors += 1
@@ -389,3 +449,10 @@ def _envelope(parts: Sequence[Part]) -> Envelope:
     if not 2 <= len(parts) <= MAX_PARTS:
         raise MalformedFrame(f"frame of {len(parts)} parts, expected 2 to {MAX_PARTS}")
     return Envelope.decode(bytes(parts[0]))
+
+
+def _owners(offer: Register) -> Sequence[bytes]:
+    """Whose each session of a registration is; nobody's, where the node does not say."""
+    if offer.owners and len(offer.owners) != len(offer.sessions):
+        raise MalformedFrame(f"{len(offer.sessions)} sessions of {len(offer.owners)} owners")
+    return offer.owners or [b""] * len(offer.sessions)

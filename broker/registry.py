@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from broker.room import Room
@@ -29,6 +30,8 @@ class Node:
     offer: Register
     room: Room
     heard_at: float
+    # The id of its key; empty where there are no keys.
+    owner: bytes = b""
 
 
 class Registry:
@@ -46,7 +49,16 @@ class Registry:
         """Those that serve."""
         return [node for node in self._nodes.values() if node.offer.role is Role.TRUNK]
 
-    def register(self, peer: bytes, offer: Register, now: float) -> None:
+    def owner(self, peer: bytes) -> bytes | None:
+        """The id of the key that a node registered with, if it is there."""
+        node = self._nodes.get(peer)
+        return None if node is None else node.owner
+
+    def of_owners(self, keys: Collection[bytes]) -> list[bytes]:
+        """The nodes that registered with keys of these ids."""
+        return [node.peer for node in self._nodes.values() if node.owner in keys]
+
+    def register(self, peer: bytes, offer: Register, now: float, owner: bytes = b"") -> None:
         """Add a node, or renew one that registers again.
 
         Raises:
@@ -57,7 +69,7 @@ class Registry:
         known = self._nodes.get(peer)
         room = Room(offer.load) if known is None else known.room
         room.registered(offer.load, offer.sessions)
-        self._nodes[peer] = Node(peer, offer, room, now)
+        self._nodes[peer] = Node(peer, offer, room, now, owner)
 
     def heartbeat(self, peer: bytes, load: Load, now: float) -> None:
         """Note that a node lives, and its load. Raises `NodeUnknown`."""

@@ -6,16 +6,21 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Self
 
 import zmq
 
-from broker.core import BrokerCore, BrokerTerms, Send, Side
+from broker.core import CLIENT_PARTIES, NODE_PARTIES, BrokerCore, BrokerTerms, Send, Side
 from fedsea_mq.errors import FedSeaError, NotRunning, PeerUnreachable, SendQueueFull
 from fedsea_mq.log import get_logger
 from fedsea_mq.protocol.bundle import unbundled_from
+from fedsea_mq.security.keyring import DoorKeys, Keyring
+from fedsea_mq.security.settings import NO_KEYS, SecuritySection
+from fedsea_mq.security.trust_watch import TrustWatch
 from fedsea_mq.settings import BrokerSettings
+from fedsea_mq.transport.doorkeeper import Doorkeeper
 from fedsea_mq.transport.loop_socket import LoopSocket
 from fedsea_mq.transport.outbox import Outbox
 
@@ -26,22 +31,34 @@ class Broker:
     """A broker on the running event loop; it serves while inside `async with`.
 
     `clients` and `nodes` are the endpoints it listens on, with the ports that `tcp://host:*` got.
+
+    Raises `KeyFileError`, `PlaintextRefused` or `ConfigError`, as the keys of `security` are.
     """
 
-    def __init__(self, settings: BrokerSettings) -> None:
+    def __init__(self, settings: BrokerSettings, security: SecuritySection = NO_KEYS) -> None:
         self._settings = settings
         self._terms = BrokerTerms(settings.heartbeat_ms, settings.timeout_ms)
         self._core: BrokerCore | None = None
-        self._sockets = {
-            Side.CLIENTS: self._socket(Side.CLIENTS, self._from_client),
-            Side.NODES: self._socket(Side.NODES, self._from_node),
+        keyring = Keyring.load(security)
+        self._trust = keyring.trust
+        doors = {
+            Side.CLIENTS: keyring.door(settings.clients, *CLIENT_PARTIES),
+            Side.NODES: keyring.door(settings.nodes, *NODE_PARTIES),
         }
+        self._sockets = {
+            Side.CLIENTS: self._socket(Side.CLIENTS, self._from_client, doors[Side.CLIENTS]),
+            Side.NODES: self._socket(Side.NODES, self._from_node, doors[Side.NODES]),
+        }
+        self._doorkeepers = {side: Doorkeeper(self._sockets[side], doors[side]) for side in Side}
         self._outboxes = {side: Outbox(partial(self._transmit, side)) for side in Side}
         self._ticker: asyncio.Task[None] | None = None
+        self._stack = AsyncExitStack()
         self.clients = settings.clients
         self.nodes = settings.nodes
 
-    def _socket(self, side: Side, on_message: Callable[[list[Any]], None]) -> LoopSocket:
+    def _socket(
+        self, side: Side, on_message: Callable[[list[Any]], None], keys: DoorKeys | None
+    ) -> LoopSocket:
         return LoopSocket(
             zmq.ROUTER,
             on_message,
@@ -49,32 +66,36 @@ class Broker:
             max_queued=self._settings.max_queued_frames,
             copy=False,
             split=partial(unbundled_from, refuse=partial(self._refuse, side)),
+            keys=keys,
         )
 
     async def __aenter__(self) -> Self:
         self._core = BrokerCore(self._terms, time.monotonic(), secrets.token_bytes(32))
-        for side in Side:
-            await self._sockets[side].__aenter__()
-        try:
+        async with AsyncExitStack() as stack:
+            for side in Side:
+                await stack.enter_async_context(self._sockets[side])
+                if self._trust is not None:
+                    await stack.enter_async_context(self._doorkeepers[side])
+                stack.callback(self._outboxes[side].flush)
             self.clients = self._sockets[Side.CLIENTS].bind(self._settings.clients)
             self.nodes = self._sockets[Side.NODES].bind(self._settings.nodes)
-        except BaseException:
-            await self._close_sockets()
-            raise
+            if self._trust is not None:
+                await stack.enter_async_context(TrustWatch(*self._trust, self._revoked))
+            self._stack = stack.pop_all()
         self._ticker = asyncio.create_task(self._tick(), name="fedsea broker clock")
-        _log.info("broker ready", clients=self.clients, nodes=self.nodes)
+        _log.info(
+            "broker ready", clients=self.clients, nodes=self.nodes, keys=self._trust is not None
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
         assert self._ticker is not None
         self._ticker.cancel()
         await asyncio.wait([self._ticker])
-        await self._close_sockets()
+        await self._stack.__aexit__(None, None, None)
 
-    async def _close_sockets(self) -> None:
-        for side in Side:
-            self._outboxes[side].flush()
-            await self._sockets[side].__aexit__()
+    def _revoked(self, keys: frozenset[bytes]) -> None:
+        self._deliver(self._running.revoked(keys))
 
     async def _tick(self) -> None:
         while True:
@@ -89,11 +110,13 @@ class Broker:
 
     def _from_client(self, message: list[Any]) -> None:
         peer, *parts = message
-        self._deliver(self._running.from_client(bytes(peer), parts, time.monotonic()))
+        who = self._doorkeepers[Side.CLIENTS].who(peer)
+        self._deliver(self._running.from_client(bytes(peer), parts, time.monotonic(), who))
 
     def _from_node(self, message: list[Any]) -> None:
         peer, *parts = message
-        self._deliver(self._running.from_node(bytes(peer), parts, time.monotonic()))
+        who = self._doorkeepers[Side.NODES].who(peer)
+        self._deliver(self._running.from_node(bytes(peer), parts, time.monotonic(), who))
 
     def _refuse(self, side: Side, peer: bytes, error: FedSeaError) -> None:
         self._deliver([self._running.refused(side, peer, error)])

@@ -8,6 +8,7 @@ not there, so room does not stand idle.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import count
 from typing import Final, Generic, TypeVar
@@ -94,6 +95,16 @@ class Line(Generic[A]):
         place = self._places.pop(session, None)
         if place is not None and all(o.client != place.client for o in self._places.values()):
             self._served.pop(place.client, None)
+
+    def client_of(self, session: bytes) -> bytes | None:
+        """Whose the session is, if it waits."""
+        place = self._places.get(session)
+        return None if place is None else place.client
+
+    def leave_all(self, clients: Collection[bytes]) -> None:
+        """No session of these clients waits any longer."""
+        for session in [i for i, place in self._places.items() if place.client in clients]:
+            self.leave(session)
 
     def overdue(self, now: float) -> list[A]:
         """Step out for requests that were held long enough: these; drop who did not come back."""

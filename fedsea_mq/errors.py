@@ -25,6 +25,14 @@ class ConfigError(LocalError):
     """A configuration file or override names an unknown key or holds a value of the wrong type."""
 
 
+class PlaintextRefused(ConfigError):
+    """An endpoint off loopback without a key, or a peer that has none where this process has."""
+
+
+class KeyFileError(LocalError):
+    """A key's file is missing, malformed, or may be read or changed by others than its owner."""
+
+
 class IllegalCut(LocalError):
     """The two cut points leave no trunk, or ask for more blocks than the model has."""
 
@@ -173,6 +181,18 @@ class SessionLost(RemoteError):
     code = "session_lost"
 
 
+class NotTrusted(RemoteError):
+    """The key is not on the other side's list, or not as what this needs."""
+
+    code = "not_trusted"
+
+
+class SessionNotYours(RemoteError):
+    """The session belongs to another key than the one that the frame came with."""
+
+    code = "session_not_yours"
+
+
 class PositionGap(RemoteError):
     """A frame starts beyond the positions that are cached."""
 
@@ -278,6 +298,8 @@ _BY_CODE: dict[str, type[RemoteError]] = {
         RunGivenUp,
         SessionUnknown,
         SessionLost,
+        NotTrusted,
+        SessionNotYours,
         PositionGap,
         PositionConflict,
         NodeUnknown,

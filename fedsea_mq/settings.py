@@ -27,6 +27,7 @@ from fedsea_mq.protocol.endpoint import reachable
 from fedsea_mq.protocol.payload import WireDtype
 from fedsea_mq.run_settings import FederationSection, LoraSection, TrainingSection, agreed
 from fedsea_mq.section import Seconds, Section
+from fedsea_mq.security.settings import SecuritySection
 
 Milliseconds = Annotated[int, Field(ge=10, le=86_400_000)]
 Endpoint = Annotated[str, Field(pattern=r"^(tcp|ipc)://.+$")]
@@ -217,6 +218,7 @@ class Settings(Section):
     training: TrainingSection = TrainingSection()
     lora: LoraSection = LoraSection()
     federation: FederationSection = FederationSection()
+    security: SecuritySection = SecuritySection()
     log: LogSettings = LogSettings()
 
     @property

@@ -15,6 +15,7 @@ from fedsea_mq import __version__
 from fedsea_mq.cli import options
 from fedsea_mq.cli.adapters import adapters
 from fedsea_mq.cli.bench.command import bench
+from fedsea_mq.cli.keys import keygen, trust
 from fedsea_mq.cli.output import console, print_json, print_table, progress_console
 from fedsea_mq.entry import leaves
 from fedsea_mq.errors import ConfigError, FedSeaError, PeerUnreachable
@@ -30,6 +31,8 @@ app = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.add_typer(adapters, name="adapters")
+app.add_typer(trust, name="trust")
+app.command()(keygen)
 Count = Annotated[int, typer.Option("--n", min=1, help="Examples of a task.")]
 
 

@@ -130,7 +130,10 @@ async def run_load(
         pids = {child.name: child.process.pid for child in system.children if child.running}
         progress = Progress(plan, len(loads))
         samples = Samples(pids)
-        async with StatusWatch(system.settings.broker) as watch, asyncio.TaskGroup() as group:
+        async with (
+            StatusWatch(system.settings.broker, system.settings.security) as watch,
+            asyncio.TaskGroup() as group,
+        ):
             sampling = group.create_task(_sample(watch, samples, progress, sample_s))
             tallies = await _tallies(loads, progress)
             sampling.cancel()

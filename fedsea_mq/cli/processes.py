@@ -153,7 +153,7 @@ class LocalSystem:
 
     async def __aenter__(self) -> Self:
         if self._joins:
-            async with StatusWatch(self.settings.broker) as watch:
+            async with StatusWatch(self.settings.broker, self.settings.security) as watch:
                 await watch.report()  # before anything is started that would wait for long
             return self
         try:

@@ -19,7 +19,7 @@ from fedsea_mq.transport.status import StatusWatch
 
 async def status(settings: Settings, *, as_json: bool, once: bool) -> None:
     """Print the broker's report once, or keep a live view of it until Ctrl-C."""
-    async with StatusWatch(settings.broker) as watch:
+    async with StatusWatch(settings.broker, settings.security) as watch:
         report = await watch.report()
         if as_json:
             print_json(asdict(report))

@@ -23,6 +23,9 @@ SessionId = Annotated[bytes, Field(strict=True, min_length=SESSION_BYTES, max_le
 Endpoint = Annotated[
     str, Field(strict=True, max_length=MAX_ENDPOINT_CHARS), AfterValidator(reachable)
 ]
+PublicKeyBytes = Annotated[bytes, Field(strict=True, min_length=32, max_length=32)]
+# Whose a session is: the id of a key, or what the broker calls a connection.
+OwnerId = Annotated[bytes, Field(strict=True, max_length=16)]
 ClientId = Annotated[bytes, Field(strict=True, max_length=255)]
 Milliseconds = Annotated[int, Field(strict=True, ge=0, le=86_400_000)]
 # How long to wait before asking again: never so short that asking becomes a flood.

@@ -32,8 +32,10 @@ from fedsea_mq.protocol.bounded import (
     Hidden,
     Milliseconds,
     Name,
+    OwnerId,
     Pause,
     Positions,
+    PublicKeyBytes,
     Rate,
     Role,
     SessionId,
@@ -63,10 +65,10 @@ def _distinct(sessions: list[bytes]) -> list[bytes]:
 class Open:
     """Client asks for a session of up to `max_positions` on a node of this fingerprint.
 
-    `client` is whose session it is, for fairness between clients: the broker sets it, whatever the
-    client wrote there. `urgency` orders a client's own work when there is not room for all of it:
-    0 interactive, 1 normal, 2 background. `adapter` is what the trunk's blocks are to be run with;
-    the session stays with it.
+    `client` is whose session it is: the broker sets it, whatever the client wrote there, to the id
+    of the client's key or, where there are no keys, to a name of its connection. `urgency` orders a
+    client's own work when there is not room for all of it: 0 interactive, 1 normal, 2 background.
+    `adapter` is what the trunk's blocks are to be run with; the session stays with it.
     """
 
     fingerprint: Digest
@@ -81,13 +83,15 @@ class Open:
 class Accept:
     """Node has reserved the KV; frames may hold up to `max_frame_positions`.
 
-    `direct` is where the node takes the session's extend and renew frames itself, if it does.
+    `direct` is where the node takes the session's extend and renew frames itself, if it does, and
+    `direct_key` the public key that it has there, if it has one.
     """
 
     node: Name
     max_frame_positions: Annotated[int, Field(strict=True, ge=1, le=MAX_POSITIONS)]
     lease_ms: Pause
     direct: Endpoint | None = None
+    direct_key: PublicKeyBytes | None = None
 
 
 @dataclass(frozen=True, slots=True, config=BODY)
@@ -160,8 +164,9 @@ class Load:
 class Register:
     """A node offers a trunk, or an aggregator its run.
 
-    `sessions` lets a restarted broker rebuild its routes; `run` is the training run that the node
-    takes part in, if it does; `adapters` are those that sessions may ask for.
+    `sessions` and, in the same order, `owners`, which are what the broker wrote as `client` when
+    they were opened, let a restarted broker rebuild its routes; `run` is the training run that the
+    node takes part in, if it does; `adapters` are those that sessions may ask for.
     """
 
     name: Name
@@ -176,6 +181,9 @@ class Register:
     role: Role = Role.TRUNK
     run: Name | None = None
     adapters: HeldAdapters = Field(default_factory=list)
+    owners: Annotated[list[OwnerId], Field(max_length=MAX_SESSIONS_A_NODE)] = Field(
+        default_factory=list
+    )
 
 
 @dataclass(frozen=True, slots=True, config=BODY)

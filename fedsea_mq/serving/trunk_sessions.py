@@ -16,6 +16,7 @@ from fedsea_mq.errors import (
     FingerprintMismatch,
     LimitExceeded,
     MalformedFrame,
+    SessionNotYours,
     SessionUnknown,
     StepFailed,
 )
@@ -48,6 +49,7 @@ class TrunkTerms:
     lease_s: float
     retry_after_s: float = 0.5
     direct: str | None = None
+    direct_key: bytes | None = None
     adapters: Sequence[AdapterRef] = ()
 
 
@@ -134,6 +136,11 @@ class TrunkSessions:
         return list(self._sessions)
 
     @property
+    def owners(self) -> list[bytes]:
+        """Whose each of them is, in the same order."""
+        return [session.opened.client for session in self._sessions.values()]
+
+    @property
     def slots_free(self) -> int:
         """The sessions that could be opened now, as far as their number goes."""
         return 0 if self.draining else self.terms.max_sessions - len(self._sessions)
@@ -151,17 +158,26 @@ class TrunkSessions:
     def _now(self) -> Peaks:
         return Peaks(len(self._sessions), self.terms.kv_positions - self.kv_free)
 
-    def receive(self, frame: Frame, now: float, origin: bytes = BROKER) -> list[Action]:
+    def receive(
+        self, frame: Frame, now: float, origin: bytes = BROKER, sender: bytes = b""
+    ) -> list[Action]:
         """Handle a client's frame, which came from `origin`, where the answer goes to.
 
+        `sender` is the id of the key that it came with, past the broker, if keys are in use there.
         Every fault becomes a typed error reply; none is raised.
         """
         try:
             if origin != BROKER and frame.envelope.kind not in _DIRECT:
                 raise MalformedFrame(f"a {frame.envelope.kind.name} frame past the broker")
+            self._check_owner(frame.envelope.session, sender)
             return self._dispatch(frame, now, origin)
         except FedSeaError as error:
             return [Reply(Frame.error(error, frame.envelope).parts(), origin)]
+
+    def _check_owner(self, session_id: bytes, sender: bytes) -> None:
+        session = self._sessions.get(session_id)
+        if sender and session is not None and session.opened.client != sender:
+            raise SessionNotYours("the session was opened with another key")
 
     def _dispatch(self, frame: Frame, now: float, origin: bytes) -> list[Action]:
         match frame.envelope.kind:
@@ -199,6 +215,7 @@ class TrunkSessions:
             max_frame_positions=self.terms.max_frame_positions,
             lease_ms=round(self.terms.lease_s * 1000),
             direct=self.terms.direct,
+            direct_key=self.terms.direct_key,
         )
         return [self._reply(frame.envelope, Kind.ACCEPT, terms)]
 

@@ -100,6 +100,11 @@ class EnlistedSessions(Generic[S]):
         """The sessions held, for registration with a restarted broker."""
         return list(self._sessions)
 
+    @property
+    def owners(self) -> list[bytes]:
+        """Whose each of them is, in the same order."""
+        return [session.enlisted.client for session in self._sessions.values()]
+
     def of(self, member: str | None) -> S | None:
         """The session of a member, if it has one."""
         return self._by_member.get(member)

@@ -1,56 +1,53 @@
-"""An end to how many peers may connect to a listening socket.
+"""How many peers are connected to a listening socket: ZeroMQ has no limit of its own.
 
-ZeroMQ has none of its own. It tells of connections made and lost (a monitor), and asks a handler
-whether a new one may stay (ZAP, ZeroMQ RFC 27), which here says no when there are enough.
+It tells of connections made and lost (a monitor); who is asked whether a new one may stay can then
+say no.
 """
 
 from __future__ import annotations
 
 import struct
-from contextlib import AsyncExitStack
-from functools import partial
 from typing import Final, Self
 
 import zmq
 
-from fedsea_mq.log import get_logger
-from fedsea_mq.transport.loop_socket import Context, LoopSocket
+from fedsea_mq.transport.loop_socket import LoopSocket
 
-_log = get_logger(__name__)
-_HANDLER: Final = "inproc://zeromq.zap.01"
 _EVENT: Final = struct.Struct("=Hi")
 _SMALL: Final = 1 << 12
 _QUEUED: Final = 4096
 
 
 class ConnectionLimit:
-    """Keeps the connections to `socket` at `most`. Enter before the socket is bound.
+    """Counts the connections to `socket`. Enter after it, and before it is bound."""
 
-    `context` is the socket's, and no other socket of it listens: the count is for all of it.
-    """
-
-    def __init__(self, socket: LoopSocket, most: int, context: Context) -> None:
+    def __init__(self, socket: LoopSocket, most: int) -> None:
         self._limited = socket
         self._most = most
         self._open: set[int] = set()
-        inside = partial(LoopSocket, max_part_bytes=_SMALL, max_queued=_QUEUED, copy=True)
-        self._handler = inside(zmq.ROUTER, self._asked, context=context)
-        self._monitor = inside(zmq.PAIR, self._happened, context=context)
-        self._stack = AsyncExitStack()
+        self._monitor: LoopSocket | None = None
 
     async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._handler)
-            self._handler.bind(_HANDLER)
-            await stack.enter_async_context(self._monitor)
-            self._monitor.connect(
-                self._limited.monitored(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
-            )
-            self._stack = stack.pop_all()
+        self._monitor = LoopSocket(
+            zmq.PAIR,
+            self._happened,
+            max_part_bytes=_SMALL,
+            max_queued=_QUEUED,
+            copy=True,
+            context=self._limited.context,
+        )
+        await self._monitor.__aenter__()
+        self._monitor.connect(self._limited.monitored(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED))
         return self
 
     async def __aexit__(self, *reason: object) -> None:
-        await self._stack.__aexit__(None, None, None)
+        assert self._monitor is not None
+        await self._monitor.__aexit__(*reason)
+
+    @property
+    def is_exceeded(self) -> bool:
+        """Whether there are more connections than there may be, the newest included."""
+        return len(self._open) > self._most
 
     def _happened(self, parts: list[bytes]) -> None:
         event, descriptor = _EVENT.unpack(parts[0])
@@ -58,11 +55,3 @@ class ConnectionLimit:
             self._open.add(descriptor)
         else:
             self._open.discard(descriptor)
-
-    def _asked(self, parts: list[bytes]) -> None:
-        asker, empty, version, request = parts[:4]
-        full = len(self._open) > self._most
-        if full:
-            _log.warning("connection refused", connections=len(self._open), most=self._most)
-        verdict = [b"400", b"enough connections"] if full else [b"200", b"OK"]
-        self._handler.send([asker, empty, version, request, *verdict, b"", b""])

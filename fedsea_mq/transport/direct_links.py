@@ -15,7 +15,9 @@ from fedsea_mq.errors import FedSeaError
 from fedsea_mq.log import get_logger
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame, Parts
-from fedsea_mq.protocol.messages import Nothing
+from fedsea_mq.protocol.messages import Accept, Nothing
+from fedsea_mq.security.keyring import Keyring
+from fedsea_mq.security.settings import NO_KEYS
 from fedsea_mq.transport.link import MakeLink, PeerLink
 from fedsea_mq.transport.requests import Requests, Traffic
 
@@ -26,11 +28,14 @@ _PROBE_S: Final = 1.0
 _MEND_S: Final = 1.0
 # Nodes say where to connect, so there must be an end to it.
 MAX_LINKS: Final = 16
+_NO_KEYRING: Final = Keyring.load(NO_KEYS)
+# Where a node is, and the key that it has there.
+_Offer = tuple[str, bytes | None]
 
 
 @dataclass(slots=True, eq=False)
 class _Connection:
-    endpoint: str
+    offer: _Offer
     link: PeerLink
     made_at: float
     sessions: int = 0
@@ -42,17 +47,25 @@ class DirectLinks:
     """One link an endpoint, shared by the client's sessions there. Use with `async with`.
 
     `wanted` says whether this client connects to nodes at all. A link stays when its last session
-    has ended, for the next one, until another endpoint needs its place.
+    has ended, for the next one, until another endpoint needs its place. `keyring` holds the keys
+    that links are encrypted and known by.
     """
 
     def __init__(
-        self, make_link: MakeLink, requests: Requests, *, wanted: bool, max_part_bytes: int
+        self,
+        make_link: MakeLink,
+        requests: Requests,
+        *,
+        wanted: bool,
+        max_part_bytes: int,
+        keyring: Keyring = _NO_KEYRING,
     ) -> None:
         self._make_link = make_link
         self._requests = requests
         self._wanted = wanted
         self._max_part_bytes = max_part_bytes
-        self._connections: dict[str, _Connection] = {}
+        self._keyring = keyring
+        self._connections: dict[_Offer, _Connection] = {}
         # Closing one takes a moment, in which another session may want the same.
         self._changing = asyncio.Lock()
 
@@ -66,34 +79,36 @@ class DirectLinks:
     def __len__(self) -> int:
         return len(self._connections)
 
-    async def path(self, session: bytes, offered: str | None) -> DirectPath:
+    async def path(self, session: bytes, terms: Accept) -> DirectPath:
         """The session's way to its node; one that cannot be used, if there is none."""
-        if not self._wanted or offered is None:
+        if not self._wanted or terms.direct is None:
             return DirectPath(self, self._requests, session, None)
         async with self._changing:
-            connection = await self._connection(offered)
+            connection = await self._connection((terms.direct, terms.direct_key))
         return DirectPath(self, self._requests, session, connection)
 
-    async def _connection(self, endpoint: str) -> _Connection | None:
-        known = self._connections.get(endpoint)
+    async def _connection(self, offer: _Offer) -> _Connection | None:
+        known = self._connections.get(offer)
         if known is not None:
             return known
         if len(self._connections) >= MAX_LINKS and not await self._make_room():
             return None
-        link = await self._connect(endpoint)
+        link = await self._connect(offer)
         if link is None:
             return None
-        made = _Connection(endpoint, link, asyncio.get_running_loop().time())
-        self._connections[endpoint] = made
+        made = _Connection(offer, link, asyncio.get_running_loop().time())
+        self._connections[offer] = made
         return made
 
-    async def _connect(self, endpoint: str) -> PeerLink | None:
-        link = self._make_link(
-            endpoint,
-            lambda frame: self._receive(endpoint, frame),
-            max_part_bytes=self._max_part_bytes,
-        )
+    async def _connect(self, offer: _Offer) -> PeerLink | None:
+        endpoint, key = offer
         try:
+            link = self._make_link(
+                endpoint,
+                lambda frame: self._receive(offer, frame),
+                max_part_bytes=self._max_part_bytes,
+                keys=self._keyring.to_node(endpoint, key),
+            )
             return await link.__aenter__()
         except FedSeaError as error:
             _log.warning("no direct connection", reason=str(error))
@@ -108,7 +123,7 @@ class DirectLinks:
             now = asyncio.get_running_loop().time()
             if not connection.silent or now - connection.made_at < _MEND_S:
                 return
-            link = await self._connect(connection.endpoint)
+            link = await self._connect(connection.offer)
             if link is not None:
                 old, connection.link, connection.made_at = connection.link, link, now
                 await old.__aexit__()
@@ -120,9 +135,9 @@ class DirectLinks:
             await self._connections.pop(oldest).link.__aexit__()
         return oldest is not None
 
-    def _receive(self, endpoint: str, frame: Frame) -> None:
-        if endpoint in self._connections:
-            self._connections[endpoint].silent = False
+    def _receive(self, offer: _Offer, frame: Frame) -> None:
+        if offer in self._connections:
+            self._connections[offer].silent = False
         self._requests.receive_directly(frame)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Self
+from typing import Any, Final, Self
 
 import zmq
 
@@ -14,11 +14,16 @@ from fedsea_mq.log import get_logger
 from fedsea_mq.protocol.bundle import unbundled_from
 from fedsea_mq.protocol.envelope import Envelope, Kind
 from fedsea_mq.protocol.frames import Frame, Parts
+from fedsea_mq.security.identity import Identity, Party
+from fedsea_mq.security.keyring import DoorKeys
 from fedsea_mq.transport.connection_limit import ConnectionLimit
-from fedsea_mq.transport.loop_socket import Context, LoopSocket
+from fedsea_mq.transport.doorkeeper import Doorkeeper
+from fedsea_mq.transport.loop_socket import LoopSocket
 from fedsea_mq.transport.outbox import Outbox
 
 _log = get_logger(__name__)
+# Who may come here.
+WELCOME: Final = Party.CLIENT
 
 
 class DirectListener:
@@ -27,44 +32,46 @@ class DirectListener:
     Use with `async with`; `endpoint` is where it listens, with the port that `*` was given.
 
     Args:
-        on_frame: called with each frame and its sender's address; what is no frame is answered
-            with a typed error here.
+        on_frame: called with each frame, its sender's address and whose it is; what is no frame,
+            or comes with a key that is trusted no more, is answered with a typed error here.
         max_connections: further clients are refused, and go through the broker.
         on_undelivered: called with each message whose receiver is gone, or too slow to take it.
+        keys: its own, and those of the clients that may come; without, anybody may.
     """
 
     def __init__(
         self,
         endpoint: str,
-        on_frame: Callable[[Frame, bytes], None],
+        on_frame: Callable[[Frame, bytes, Identity], None],
         on_undelivered: Callable[[Parts], None],
         *,
         max_part_bytes: int,
         max_queued: int,
         max_connections: int,
+        keys: DoorKeys | None = None,
     ) -> None:
         self.endpoint = endpoint
         self._on_frame = on_frame
         self._on_undelivered = on_undelivered
-        self._context: Context = zmq.Context()
         self._socket = LoopSocket(
             zmq.ROUTER,
             self._read,
             max_part_bytes=max_part_bytes,
             max_queued=max_queued,
-            copy=True,
+            copy=False,
             split=partial(unbundled_from, refuse=self._refuse),
-            context=self._context,
+            keys=keys,
         )
-        self._limit = ConnectionLimit(self._socket, max_connections, self._context)
+        self._limit = ConnectionLimit(self._socket, max_connections)
+        self._doorkeeper = Doorkeeper(self._socket, keys, lambda: self._limit.is_exceeded)
         self._outbox = Outbox(self._transmit)
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            stack.callback(self._context.destroy)
             await stack.enter_async_context(self._socket)
             await stack.enter_async_context(self._limit)
+            await stack.enter_async_context(self._doorkeeper)
             self.endpoint = self._socket.bind(self.endpoint)
             stack.callback(self._outbox.flush)
             self._stack = stack.pop_all()
@@ -85,14 +92,16 @@ class DirectListener:
             for message in run:
                 self._on_undelivered(message)
 
-    def _read(self, message: list[bytes]) -> None:
-        peer, *parts = message
+    def _read(self, message: list[Any]) -> None:
+        address, *parts = message
+        peer, who = bytes(address), self._doorkeeper.who(address)
         try:
-            frame = Frame.read(parts)
+            who.must_be(WELCOME)
+            frame = Frame.read([bytes(part) for part in parts])
         except FedSeaError as error:
             self._refuse(peer, error)
             return
-        self._on_frame(frame, peer)
+        self._on_frame(frame, peer, who)
 
     def _refuse(self, peer: bytes, error: FedSeaError) -> None:
         self.send(Frame.error(error, Envelope(Kind.ERROR)).parts(), peer)

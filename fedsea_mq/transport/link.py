@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from typing import Final, Self, TypeVar
 
 import zmq
 
-from fedsea_mq.errors import FedSeaError, NotRunning, SendQueueFull
+from fedsea_mq.errors import FedSeaError, NotRunning, NotTrusted, RemoteError, SendQueueFull
 from fedsea_mq.log import get_logger
 from fedsea_mq.protocol.bundle import is_bundle, unbundled
 from fedsea_mq.protocol.frames import Frame, Parts
+from fedsea_mq.security.keyring import LinkKeys
+from fedsea_mq.transport.handshake_watch import HandshakeWatch
 from fedsea_mq.transport.loop_socket import Context, LoopSocket
 from fedsea_mq.transport.outbox import Outbox
 
@@ -19,6 +23,8 @@ MakeLink = Callable[..., "PeerLink"]
 _log = get_logger(__name__)
 # A dealer has one peer and does not address it.
 _PEER: Final = b""
+# A peer that refused this process's key is asked again this often: somebody may add the key.
+_AGAIN_S: Final = 1.0
 
 
 class PeerLink:
@@ -26,6 +32,9 @@ class PeerLink:
 
     ZeroMQ reconnects by itself: messages sent while the peer is away are queued up to
     `max_queued`, then let go; requests are made again by whoever waits for an answer.
+
+    `keys` are what the link is encrypted and known by. `on_refused` is told when the peer does not
+    trust them; the link keeps trying.
     """
 
     def __init__(
@@ -36,9 +45,15 @@ class PeerLink:
         max_part_bytes: int,
         max_queued: int = 4096,
         context: Context | None = None,
+        keys: LinkKeys | None = None,
+        on_refused: Callable[[RemoteError], None] | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._on_frame = on_frame
+        self._keys = keys
+        self._on_refused = on_refused
+        self._again: asyncio.TimerHandle | None = None
+        self._stack = AsyncExitStack()
         self._socket = LoopSocket(
             zmq.DEALER,
             self._read,
@@ -47,21 +62,38 @@ class PeerLink:
             copy=True,
             split=_split,
             context=context,
+            keys=keys,
         )
         self._outbox = Outbox(self._transmit)
 
     async def __aenter__(self) -> Self:
-        await self._socket.__aenter__()
-        try:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._socket)
+            if self._on_refused is not None:
+                watch = HandshakeWatch(self._socket, self._endpoint, self._refused)
+                await stack.enter_async_context(watch)
             self._socket.connect(self._endpoint)
-        except BaseException:
-            await self._socket.__aexit__()
-            raise
+            self._stack = stack.pop_all()
         return self
 
-    async def __aexit__(self, *reason: object) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._outbox.flush()
-        await self._socket.__aexit__(*reason)
+        if self._again is not None:
+            self._again.cancel()
+        await self._stack.__aexit__(None, None, None)
+
+    def _refused(self) -> None:
+        assert self._on_refused is not None
+        own = (
+            "this process, which has no key"
+            if self._keys is None
+            else f"key {self._keys.own.public}"
+        )
+        error = NotTrusted(f"{self._endpoint} does not trust {own}")
+        _log.warning("refused", reason=str(error))
+        loop = asyncio.get_running_loop()
+        self._again = loop.call_later(_AGAIN_S, self._socket.connect_again, self._endpoint)
+        self._on_refused(error)
 
     def send(self, parts: Parts) -> None:
         """Queue a frame for the peer. Raises `NotRunning`."""

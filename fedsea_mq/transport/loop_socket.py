@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Self
 
 import zmq
 
 from fedsea_mq.errors import EndpointUnavailable, NotRunning, PeerUnreachable, SendQueueFull
 from fedsea_mq.protocol.frames import MAX_PARTS
+from fedsea_mq.security.keyring import DoorKeys, LinkKeys
+from fedsea_mq.transport.curve import set_keys
 
 Part = Any  # bytes, or zmq.Frame where nothing is copied
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -57,6 +59,8 @@ class LoopSocket:
         split: the messages that one off the wire stands for; each is handled on its own.
         copy: whether parts arrive as bytes; otherwise as `zmq.Frame`, for relaying untouched.
         context: one to share, with its I/O thread, among many sockets; else one of its own.
+        keys: what it is encrypted and known by; nothing is, without them.
+        max_parts: parts of a message beyond these are let go of.
     """
 
     def __init__(
@@ -69,6 +73,8 @@ class LoopSocket:
         copy: bool,
         split: Split = lambda parts: [parts],
         context: Context | None = None,
+        keys: DoorKeys | LinkKeys | None = None,
+        max_parts: int = _MAX_PARTS,
     ) -> None:
         self._kind = kind
         self._on_message = on_message
@@ -77,6 +83,8 @@ class LoopSocket:
         self._copy = copy
         self._split = split
         self._unread: deque[list[Part]] = deque()
+        self._keys = keys
+        self._max_parts = max_parts
         self._shared_context = context
         self._context: Context | None = None
         self._socket: zmq.Socket[bytes] | None = None
@@ -98,6 +106,8 @@ class LoopSocket:
         if self._kind == zmq.ROUTER:
             # Without it a message to a peer that is gone or full is dropped without a word.
             socket.set(zmq.ROUTER_MANDATORY, 1)
+        if self._keys is not None:
+            set_keys(socket, self._keys)
         self._socket = socket
         self._loop.add_reader(_descriptor(socket), self._look)
         return self
@@ -117,6 +127,17 @@ class LoopSocket:
     def is_open(self) -> bool:
         """Whether messages can be sent."""
         return self._socket is not None
+
+    @property
+    def context(self) -> Context:
+        """The context it lives in, where what watches it must live, too."""
+        if self._context is None:
+            raise NotRunning("the socket is not open")
+        return self._context
+
+    def configure(self, options: Callable[[zmq.Socket[bytes]], None]) -> None:
+        """Set further options, before the socket is bound or connected."""
+        options(self._open_socket())
 
     def bind(self, endpoint: str) -> str:
         """Listen; returns the endpoint with the port that `tcp://host:*` was given.
@@ -140,11 +161,15 @@ class LoopSocket:
         # A peer inside the process is there at once, and no edge tells of its first message.
         self._look_soon()
 
+    def connect_again(self, endpoint: str) -> None:
+        """Connect anew where ZeroMQ has given up."""
+        with suppress(zmq.ZMQError):  # it may have forgotten the endpoint already
+            self._open_socket().disconnect(endpoint)
+        self.connect(endpoint)
+
     def monitored(self, events: int) -> str:
         """Where a PAIR of the same context can hear of those events of this socket."""
         endpoint = f"inproc://monitor-{id(self)}"
-        # Connections are only asked about in a domain that has a name.
-        self._open_socket().set(zmq.ZAP_DOMAIN, b"fedsea")
         self._open_socket().monitor(endpoint, events)
         return endpoint
 
@@ -206,7 +231,7 @@ class LoopSocket:
         parts: list[Part] = [frame.bytes if self._copy else frame]
         while frame.more:
             frame = socket.recv(zmq.NOBLOCK, copy=False)
-            if len(parts) < _MAX_PARTS:
+            if len(parts) < self._max_parts:
                 parts.append(frame.bytes if self._copy else frame)
         return parts
 

@@ -235,6 +235,12 @@ class Requests:
             # Another process may have the endpoint now; the broker knows where the session is.
             self._send_by_broker(pending)
 
+    def refuse(self, error: RemoteError) -> None:
+        """The link cannot be made: what waits fails with this, and does not wait in vain."""
+        for pending in self._pending.values():
+            if pending.direct is None and not pending.reply.done():
+                pending.reply.set_exception(error)
+
     def _asked(self, frame: Frame) -> _Request | None:
         """The request that a frame answers and that still waits."""
         pending = self._pending.get(frame.envelope.seq)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from typing import Self
 
-from fedsea_mq.errors import MalformedFrame
+from fedsea_mq.errors import MalformedFrame, RemoteError
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Nothing, StatusReport
+from fedsea_mq.security.keyring import Keyring
+from fedsea_mq.security.settings import NO_KEYS, SecuritySection
 from fedsea_mq.settings import BrokerSettings
 from fedsea_mq.transport.link import PeerLink
 from fedsea_mq.transport.requests import Patience, Requests
@@ -19,9 +21,13 @@ _PATIENCE = Patience(resend_s=1.0, give_up_s=5.0)
 class StatusWatch:
     """A link that only asks for reports. Use with `async with`."""
 
-    def __init__(self, settings: BrokerSettings) -> None:
+    def __init__(self, settings: BrokerSettings, security: SecuritySection = NO_KEYS) -> None:
         self._link = PeerLink(
-            settings.clients, self._receive, max_part_bytes=settings.max_part_mb << 20
+            settings.clients,
+            self._receive,
+            max_part_bytes=settings.max_part_mb << 20,
+            keys=Keyring.load(security).to_broker(settings.clients),
+            on_refused=self._refused,
         )
         self._requests = Requests(self._link.send, _PATIENCE, settings.at)
         self._stack = AsyncExitStack()
@@ -36,8 +42,16 @@ class StatusWatch:
     def _receive(self, frame: Frame) -> None:
         self._requests.receive(frame)
 
+    def _refused(self, error: RemoteError) -> None:
+        self._requests.refuse(error)
+
     async def report(self) -> StatusReport:
-        """The broker's report now. Raises `PeerUnreachable` when there is no broker."""
+        """The broker's report now.
+
+        Raises:
+            PeerUnreachable: there is no broker.
+            NotTrusted: there is one, which does not trust this process's key.
+        """
         reply = await self._requests.ask(Kind.STATUS, Nothing())
         if reply.envelope.kind is not Kind.STATUS_REPORT:
             raise MalformedFrame(f"a {reply.envelope.kind.name} frame in reply to status")

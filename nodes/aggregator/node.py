@@ -19,6 +19,7 @@ from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Load, Register
 from fedsea_mq.protocol.payload import WireDtype
 from fedsea_mq.protocol.training_messages import BeginRound, EndRound, Enlist
+from fedsea_mq.security.keyring import Keyring
 from fedsea_mq.serving.background import Background
 from fedsea_mq.serving.compute_thread import compute_thread
 from fedsea_mq.serving.memory import peak_rss_bytes
@@ -83,8 +84,21 @@ class AggregatorNode:
             plan, state = await loop.run_in_executor(executor, self._load)
             max_part_bytes = self._settings.broker.max_part_mb << 20
             nodes, clients = self._settings.broker.nodes, self._settings.broker.clients
-            link = PeerLink(nodes, self._receive, max_part_bytes=max_part_bytes)
-            to_trunk = PeerLink(clients, self._receive_trunk, max_part_bytes=max_part_bytes)
+            keyring = Keyring.load(self._settings.security)
+            link = PeerLink(
+                nodes,
+                self._receive,
+                max_part_bytes=max_part_bytes,
+                keys=keyring.to_broker(nodes),
+                on_refused=self._refused,
+            )
+            to_trunk = PeerLink(
+                clients,
+                self._receive_trunk,
+                max_part_bytes=max_part_bytes,
+                keys=keyring.to_broker(clients),
+                on_refused=self._refused,
+            )
             await stack.enter_async_context(link)
             await stack.enter_async_context(to_trunk)
             background = await stack.enter_async_context(Background())
@@ -176,6 +190,11 @@ class AggregatorNode:
 
     def _receive_trunk(self, frame: Frame) -> None:
         self._running.trunk.receive(frame)
+
+    def _refused(self, error: RemoteError) -> None:
+        """The broker does not trust this node; the link asks again."""
+        if self._parts is not None:
+            self._parts.trunk.refused(error)
 
     def _trunk_lost(self) -> None:
         _log.warning("the session with the trunk was lost", node=self.name)
@@ -281,6 +300,7 @@ class AggregatorNode:
             hidden=parts.plan.hidden,
             load=self._load_now(),
             sessions=parts.core.members.ids,
+            owners=parts.core.members.owners,
             role=Role.AGGREGATOR,
             run=parts.plan.run,
         )

@@ -61,6 +61,10 @@ class TrunkSession:
         if frame.envelope.kind is Kind.CLOSE and frame.envelope.session == self._id:
             self._lost()
 
+    def refused(self, error: RemoteError) -> None:
+        """The broker does not trust this node's key: what is asked fails at once."""
+        self._requests.refuse(error)
+
     async def tell(self, body: BeginRound | EndRound) -> None:
         """Begin or end a round, and wait until the trunk has done it and saved.
 

@@ -10,11 +10,18 @@ from typing import Final, Self
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from fedsea_mq.errors import CheckpointError, ContextOverflow, InvalidPrompt, NotRunning
+from fedsea_mq.errors import (
+    CheckpointError,
+    ContextOverflow,
+    InvalidPrompt,
+    NotRunning,
+    RemoteError,
+)
 from fedsea_mq.log import get_logger
 from fedsea_mq.model.chat import Message, chat_tokens, check_chats
 from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.protocol.frames import Frame
+from fedsea_mq.security.keyring import Keyring
 from fedsea_mq.serving.background import Background
 from fedsea_mq.serving.drafting import Drafting, DraftLength, Drafts, PromptLookup
 from fedsea_mq.settings import Settings, Speculation
@@ -48,7 +55,8 @@ class ClientNode:
     be named, it is one of `client.adapters`; by default that of `client.adapter`, and None is none.
 
     Raises on entry: `CheckpointError`, `UnsupportedModel`, `IllegalCut` or `AdapterError`, as the
-    model and the adapters say.
+    model and the adapters say; `KeyFileError`, `PlaintextRefused` or `ConfigError`, as the keys
+    are.
     """
 
     def __init__(self, settings: Settings, make_link: MakeLink = PeerLink) -> None:
@@ -64,12 +72,23 @@ class ClientNode:
             await stack.enter_async_context(self._engine)
             broker, client = self._settings.broker, self._settings.client
             max_part_bytes = broker.max_part_mb << 20
-            link = self._make_link(broker.clients, self._receive, max_part_bytes=max_part_bytes)
+            keyring = Keyring.load(self._settings.security)
+            link = self._make_link(
+                broker.clients,
+                self._receive,
+                max_part_bytes=max_part_bytes,
+                keys=keyring.to_broker(broker.clients),
+                on_refused=self._refused,
+            )
             await stack.enter_async_context(link)
             patience = Patience(client.request_timeout_s, client.give_up_s)
             requests = Requests(link.send, patience, broker.at)
             direct = DirectLinks(
-                self._make_link, requests, wanted=client.direct, max_part_bytes=max_part_bytes
+                self._make_link,
+                requests,
+                wanted=client.direct,
+                max_part_bytes=max_part_bytes,
+                keyring=keyring,
             )
             await stack.enter_async_context(direct)
             background = await stack.enter_async_context(Background())
@@ -86,6 +105,10 @@ class ClientNode:
     def _receive(self, frame: Frame) -> None:
         if self._wires is not None:
             self._wires.requests.receive(frame)
+
+    def _refused(self, error: RemoteError) -> None:
+        if self._wires is not None:
+            self._wires.requests.refuse(error)
 
     @property
     def model(self) -> Loaded:

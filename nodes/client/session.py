@@ -143,7 +143,7 @@ class ClientSession:
                 Kind.OPEN, asked, session=self._id, traffic=self.traffic
             )
             self._accept = reply.body(Accept)
-            self._path = await self._wires.direct.path(self._id, self._accept.direct)
+            self._path = await self._wires.direct.path(self._id, self._accept)
         except BaseException:
             self._tell_closed()
             raise

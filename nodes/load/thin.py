@@ -18,6 +18,7 @@ from fedsea_mq.protocol.envelope import SESSION_BYTES, Kind
 from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Open, Result
 from fedsea_mq.protocol.payload import PayloadSpec
+from fedsea_mq.security.keyring import Keyring
 from fedsea_mq.settings import Settings
 from fedsea_mq.transport.direct_links import DirectLinks, DirectPath
 from fedsea_mq.transport.loop_socket import Context
@@ -66,11 +67,21 @@ class ThinClient:
         broker, client = settings.broker, settings.client
         max_part_bytes = broker.max_part_mb << 20
         make_link = partial(link_over(link, seed), context=context)
-        self._link = make_link(broker.clients, self._receive, max_part_bytes=max_part_bytes)
+        keyring = Keyring.load(settings.security)
+        self._link = make_link(
+            broker.clients,
+            self._receive,
+            max_part_bytes=max_part_bytes,
+            keys=keyring.to_broker(broker.clients),
+        )
         patience = Patience(client.request_timeout_s, client.give_up_s)
         self._requests = Requests(self._link.send, patience, broker.at)
         self._direct = DirectLinks(
-            make_link, self._requests, wanted=client.direct, max_part_bytes=max_part_bytes
+            make_link,
+            self._requests,
+            wanted=client.direct,
+            max_part_bytes=max_part_bytes,
+            keyring=keyring,
         )
 
     async def __aenter__(self) -> Self:
@@ -119,7 +130,7 @@ class ThinClient:
             Kind.OPEN, asked, session=session.id, traffic=session.traffic
         )
         terms = reply.body(Accept)
-        session.path = await self._direct.path(session.id, terms.direct)
+        session.path = await self._direct.path(session.id, terms)
         return terms.max_frame_positions
 
     async def _extend(self, session: _Session, cached: int, count: int) -> int:

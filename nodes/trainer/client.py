@@ -14,6 +14,7 @@ from fedsea_mq.errors import (
     MasksSpent,
     NotRunning,
     OutOfTurn,
+    RemoteError,
     RevealRefused,
     RunGivenUp,
     StepFailed,
@@ -28,6 +29,7 @@ from fedsea_mq.protocol.bounded import Role
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.training_messages import Ask, Duty, Task
+from fedsea_mq.security.keyring import Keyring
 from fedsea_mq.serving.compute_thread import compute_thread
 from fedsea_mq.settings import Settings
 from fedsea_mq.transport.link import MakeLink, PeerLink
@@ -104,7 +106,11 @@ class TrainingClient:
             )
             broker = self._settings.broker
             link = self._make_link(
-                broker.clients, self._receive, max_part_bytes=broker.max_part_mb << 20
+                broker.clients,
+                self._receive,
+                max_part_bytes=broker.max_part_mb << 20,
+                keys=Keyring.load(self._settings.security).to_broker(broker.clients),
+                on_refused=self._refused,
             )
             await stack.enter_async_context(link)
             self._running = self._wired(run, member, link)
@@ -135,6 +141,10 @@ class TrainingClient:
         if self._running is not None:
             self._running.requests.receive(frame)
             self._running.sessions.receive(frame)
+
+    def _refused(self, error: RemoteError) -> None:
+        if self._running is not None:
+            self._running.requests.refuse(error)
 
     @property
     def _now(self) -> _Running:

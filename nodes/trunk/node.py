@@ -27,6 +27,7 @@ from fedsea_mq.protocol.adapter_ref import AdapterRef
 from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import MAX_SESSIONS_A_NODE, Load, Register
 from fedsea_mq.protocol.payload import WireDtype
+from fedsea_mq.security.identity import Identity
 from fedsea_mq.serving.background import Background
 from fedsea_mq.serving.batcher import Batcher, Forward, Work, joined
 from fedsea_mq.serving.compute_thread import compute_thread
@@ -91,7 +92,7 @@ class TrunkNode:
                 run,
                 lambda hidden, spans: split_spans(run(hidden, spans), spans),
                 offer,
-                TrunkSessions(self._terms(run, offer, wires.direct)),
+                TrunkSessions(self._terms(run, offer, wires)),
                 batcher,
                 wires,
                 background,
@@ -181,7 +182,7 @@ class TrunkNode:
         terms = training_terms(self._settings, self.name, offer.fingerprint, offer.hidden)
         return TrunkTraining(terms, compute, batcher, wires.send)
 
-    def _terms(self, run: BlockRun, offer: _Offer, direct: str | None) -> TrunkTerms:
+    def _terms(self, run: BlockRun, offer: _Offer, wires: Wires) -> TrunkTerms:
         trunk = self._settings.trunk
         positions = (trunk.kv_memory_mb << 20) // run.kv_shape.bytes_per_position
         return TrunkTerms(
@@ -193,11 +194,12 @@ class TrunkNode:
             max_sessions=trunk.max_sessions,
             max_frame_positions=trunk.max_frame_positions,
             lease_s=trunk.lease_s,
-            direct=direct,
+            direct=wires.direct,
+            direct_key=wires.direct_key,
             adapters=offer.adapters,
         )
 
-    def _receive(self, frame: Frame, origin: bytes) -> None:
+    def _receive(self, frame: Frame, origin: bytes, who: Identity) -> None:
         parts = self._running
         if origin == BROKER and not frame.envelope.session:
             try:
@@ -208,7 +210,7 @@ class TrunkNode:
         if origin == BROKER and parts.training is not None and parts.training.takes(frame):
             parts.training.receive(frame)
             return
-        self._act(parts.sessions.receive(frame, time.monotonic(), origin))
+        self._act(parts.sessions.receive(frame, time.monotonic(), origin, who.id))
 
     def _act(self, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -281,6 +283,7 @@ class TrunkNode:
             hidden=parts.offer.hidden,
             load=self._load_now(),
             sessions=[*parts.sessions.ids, *parts.training_sessions],
+            owners=[*parts.sessions.owners, *parts.training_owners],
             run=self._settings.training.run,
             adapters=list(parts.offer.adapters),
         )
@@ -341,6 +344,10 @@ class _Parts:
     @property
     def training_sessions(self) -> list[bytes]:
         return [] if self.training is None else self.training.sessions.ids
+
+    @property
+    def training_owners(self) -> list[bytes]:
+        return [] if self.training is None else self.training.sessions.owners
 
 
 def _encode_last(

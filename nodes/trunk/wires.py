@@ -6,22 +6,41 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Self
 
+from fedsea_mq.errors import RemoteError
 from fedsea_mq.protocol.envelope import Envelope, Kind
 from fedsea_mq.protocol.frames import Frame, Parts
+from fedsea_mq.security.identity import ANYBODY, Identity
+from fedsea_mq.security.keyring import Keyring
+from fedsea_mq.security.trust_watch import TrustWatch
 from fedsea_mq.serving.trunk_sessions import BROKER
 from fedsea_mq.settings import Settings
-from fedsea_mq.transport.direct_listener import DirectListener
+from fedsea_mq.transport.direct_listener import WELCOME, DirectListener
 from fedsea_mq.transport.link import PeerLink
 
 
-class Wires:
-    """`on_frame` is called with each frame and where it came from. Use with `async with`."""
+def _keep_trying(_: RemoteError) -> None:
+    """The broker does not trust this node: the link has said so, and asks again."""
 
-    def __init__(self, settings: Settings, on_frame: Callable[[Frame, bytes], None]) -> None:
+
+class Wires:
+    """`on_frame` is called with each frame, where it came from and whose it is.
+
+    What the broker passes on is as good as anybody's: it has seen to whose it is. Use with `async
+    with`. Raises `KeyFileError`, `PlaintextRefused` or `ConfigError`, as the keys are.
+    """
+
+    def __init__(
+        self, settings: Settings, on_frame: Callable[[Frame, bytes, Identity], None]
+    ) -> None:
         broker, direct = settings.broker, settings.trunk.direct
         max_part_bytes = broker.max_part_mb << 20
+        self._keyring = Keyring.load(settings.security)
         self._link = PeerLink(
-            broker.nodes, lambda frame: on_frame(frame, BROKER), max_part_bytes=max_part_bytes
+            broker.nodes,
+            lambda frame: on_frame(frame, BROKER, ANYBODY),
+            max_part_bytes=max_part_bytes,
+            keys=self._keyring.to_broker(broker.nodes),
+            on_refused=_keep_trying,
         )
         self._listener: DirectListener | None = None
         if direct is not None:
@@ -32,6 +51,7 @@ class Wires:
                 max_part_bytes=max_part_bytes,
                 max_queued=broker.max_queued_frames,
                 max_connections=settings.trunk.max_sessions,
+                keys=self._keyring.door(direct, WELCOME),
             )
         self._stack = AsyncExitStack()
 
@@ -40,6 +60,9 @@ class Wires:
             await stack.enter_async_context(self._link)
             if self._listener is not None:
                 await stack.enter_async_context(self._listener)
+                if self._keyring.trust is not None:
+                    # The broker ends the sessions of a key that it trusts no more.
+                    await stack.enter_async_context(TrustWatch(*self._keyring.trust))
             self._stack = stack.pop_all()
         return self
 
@@ -50,6 +73,12 @@ class Wires:
     def direct(self) -> str | None:
         """The endpoint to offer to clients."""
         return None if self._listener is None else self._listener.endpoint
+
+    @property
+    def direct_key(self) -> bytes | None:
+        """The public key to offer with it."""
+        public = self._keyring.public
+        return None if public is None else public.raw
 
     def send(self, parts: Parts, to: bytes = BROKER) -> None:
         """Queue a frame for the broker or a client."""

@@ -40,7 +40,8 @@ BODIES: list[Any] = [
         adapter=ADAPTER,
     ),
     m.Accept(
-        node="trunk-1", max_frame_positions=512, lease_ms=30_000, direct="tcp://10.0.0.7:65535"
+        node="trunk-1", max_frame_positions=512, lease_ms=30_000, direct="tcp://10.0.0.7:65535",
+        direct_key=bytes(32),
     ),
     m.BusyNotice(retry_after_ms=500),
     m.Extend(cached=0, count=1, returned=0),
@@ -51,7 +52,7 @@ BODIES: list[Any] = [
     m.Register(
         name="n", fingerprint=FINGERPRINT, head_blocks=0, tail_blocks=1024, hidden=64, load=LOAD,
         sessions=[bytes(16), b"\xff" * 16], role=Role.AGGREGATOR, run="silos",
-        adapters=[ADAPTER, AdapterRef("other", FINGERPRINT)],
+        adapters=[ADAPTER, AdapterRef("other", FINGERPRINT)], owners=[b"a" * 16, b""],
     ),
     m.Registered(heartbeat_ms=1000, timeout_ms=5000),
     m.StatusReport(
@@ -121,6 +122,8 @@ WRONG: dict[str, list[Any]] = {
     "name": _NO_NAME,
     "max_frame_positions": [*_NO_POSITIONS, 0],
     "direct": _NO_ENDPOINT,
+    "direct_key": [b"", bytes(31), bytes(33), "a" * 32, 5, [SECRET], SECRET],
+    "owners": [None, 5, SECRET, {}, {SECRET: 1}, [None], [5], [SECRET], [bytes(17)], [[]]],
     "lease_ms": [*_NO_MS, 0, 9],
     "retry_after_ms": [*_NO_MS, 0, 9],
     "heartbeat_ms": _NO_MS,

@@ -109,7 +109,7 @@ def test_nothing_is_coerced() -> None:
 def test_lists_may_be_as_long_as_their_bound_and_no_longer() -> None:
     register = asdict(next(body for body in BODIES if isinstance(body, m.Register)))
     ids = [number.to_bytes(16, "big") for number in range(m.MAX_SESSIONS_A_NODE)]
-    full = {**register, "sessions": ids}
+    full = {**register, "sessions": ids, "owners": ids}
     read = decode_body(m.Register, pack(msgpack.packb(full)))
     assert len(read.sessions) == m.MAX_SESSIONS_A_NODE
     refusal(m.Register, {**full, "sessions": [*ids, b"\xff" * 16]})

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from fedsea_mq.protocol.frames import Frame, Parts
+from fedsea_mq.protocol.messages import Accept
 from fedsea_mq.transport.direct_links import MAX_LINKS, DirectLinks
 from fedsea_mq.transport.link import PeerLink
 from fedsea_mq.transport.requests import Patience, Requests
@@ -17,6 +18,10 @@ from tests.unit.transport.test_direct_listener import ASK, S1, Door, knocking
 
 # Nobody listens on these.
 NOWHERE = [f"tcp://127.0.0.1:{port}" for port in range(1, MAX_LINKS + 5)]
+
+
+def offer(endpoint: str | None) -> Accept:
+    return Accept("node", max_frame_positions=8, lease_ms=1000, direct=endpoint)
 
 
 @asynccontextmanager
@@ -32,7 +37,7 @@ async def links(*, wanted: bool = True) -> AsyncIterator[DirectLinks]:
 async def test_a_door_that_answers_for_the_session_is_the_way_to_take() -> None:
     door = Door()
     async with door.listener, links() as made:
-        path = await made.path(S1, door.listener.endpoint)
+        path = await made.path(S1, offer(door.listener.endpoint))
         assert await path.settled() is path
         path.close()
         assert not path.is_usable
@@ -43,7 +48,7 @@ async def test_without_an_offer_or_against_the_settings_there_is_no_way(
     wanted: bool, offered: str | None
 ) -> None:
     async with links(wanted=wanted) as made:
-        path = await made.path(S1, offered)
+        path = await made.path(S1, offer(offered))
         assert await path.settled() is None
         path.close()
         assert len(made) == 0
@@ -51,12 +56,12 @@ async def test_without_an_offer_or_against_the_settings_there_is_no_way(
 
 async def test_however_many_endpoints_are_offered_there_is_an_end_to_connections() -> None:
     async with links() as made:
-        paths = [await made.path(S1, endpoint) for endpoint in NOWHERE]
+        paths = [await made.path(S1, offer(endpoint)) for endpoint in NOWHERE]
         assert len(made) == MAX_LINKS
         for path in paths:
             path.close()
         for endpoint in NOWHERE[MAX_LINKS:]:  # takes the place of one that nobody uses
-            (await made.path(S1, endpoint)).close()
+            (await made.path(S1, offer(endpoint))).close()
         assert len(made) == MAX_LINKS
 
 
@@ -68,7 +73,7 @@ async def test_a_door_that_refused_for_want_of_room_is_used_once_it_has_some(
         async with knocking(door, got) as occupant:
             occupant.send(ASK)
             await until(lambda: bool(got))
-            path = await made.path(S1, door.listener.endpoint)
+            path = await made.path(S1, offer(door.listener.endpoint))
             assert await path.settled() is None
             assert "connection refused" in caplog.text
         async with asyncio.timeout(10):
@@ -81,8 +86,8 @@ async def test_a_door_that_refused_for_want_of_room_is_used_once_it_has_some(
 async def test_a_way_that_failed_is_left_until_it_answers_again() -> None:
     door = Door()
     async with door.listener, links() as made:
-        path = await made.path(S1, door.listener.endpoint)
-        other = await made.path(S1, door.listener.endpoint)
+        path = await made.path(S1, offer(door.listener.endpoint))
+        other = await made.path(S1, offer(door.listener.endpoint))
         assert await other.settled() is other
         path.failed()
         assert await path.settled() is None

@@ -13,6 +13,7 @@ from fedsea_mq.errors import EndpointUnavailable, MalformedFrame, UnsupportedVer
 from fedsea_mq.protocol.envelope import Envelope, Kind
 from fedsea_mq.protocol.frames import Frame, Parts
 from fedsea_mq.protocol.messages import Nothing
+from fedsea_mq.security.identity import ANYBODY, Identity
 from fedsea_mq.transport.direct_listener import DirectListener
 from fedsea_mq.transport.link import PeerLink
 from tests.integration.systems import until
@@ -40,7 +41,8 @@ class Door:
             max_connections=self.most,
         )
 
-    def answer(self, frame: Frame, peer: bytes) -> None:
+    def answer(self, frame: Frame, peer: bytes, who: Identity) -> None:
+        assert who is ANYBODY
         self.asked.append(peer)
         said = frame.envelope
         renewed = Frame.build(Kind.RENEWED, Nothing(), session=said.session, seq=said.seq)

@@ -1,0 +1,104 @@
+"""Says who may connect to a listening socket, and whose a message is that comes from it.
+
+ZeroMQ asks a handler inside the process about each connection (ZAP), which answers by the key that
+the peer has proven. The id of the key then stands on every message of the connection, put there by
+this process and by nobody else; what the key may do is looked up anew for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Self
+
+import zmq
+
+from fedsea_mq.errors import FedSeaError
+from fedsea_mq.log import get_logger
+from fedsea_mq.security.identity import ANYBODY, Identity
+from fedsea_mq.security.keyring import DoorKeys
+from fedsea_mq.security.keys import PublicKey
+from fedsea_mq.transport import zap
+from fedsea_mq.transport.curve import enforce_asking
+from fedsea_mq.transport.loop_socket import LoopSocket
+
+_log = get_logger(__name__)
+_SMALL: Final = 1 << 12
+_QUEUED: Final = 4096
+_USER_ID: Final = "User-Id"
+_NOBODY: Final = Identity(b"", frozenset())
+
+
+def _has_room() -> bool:
+    return False
+
+
+class Doorkeeper:
+    """Stands at `socket`: enter after it, and before it is bound. Without keys, it lets all in.
+
+    `is_full` says whether there are enough connections already.
+    """
+
+    def __init__(
+        self,
+        socket: LoopSocket,
+        keys: DoorKeys | None,
+        is_full: Callable[[], bool] = _has_room,
+    ) -> None:
+        self._socket = socket
+        self._keys = keys
+        self._is_full = is_full
+        self._handler: LoopSocket | None = None
+
+    async def __aenter__(self) -> Self:
+        self._handler = LoopSocket(
+            zmq.ROUTER,
+            self._asked,
+            max_part_bytes=_SMALL,
+            max_queued=_QUEUED,
+            max_parts=zap.MAX_PARTS,
+            copy=True,
+            context=self._socket.context,
+        )
+        await self._handler.__aenter__()
+        self._handler.bind(zap.ENDPOINT)
+        self._socket.configure(enforce_asking)
+        return self
+
+    async def __aexit__(self, *reason: object) -> None:
+        assert self._handler is not None
+        await self._handler.__aexit__(*reason)
+
+    def _asked(self, parts: list[bytes]) -> None:
+        assert self._handler is not None
+        question = zap.Question.read(parts)
+        verdict = self._judge(question)
+        if verdict.refusal:
+            _log.warning("connection refused", reason=verdict.refusal)
+        self._handler.send(question.answer(verdict))
+
+    def _judge(self, question: zap.Question) -> zap.Verdict:
+        if self._is_full():
+            return zap.Verdict(refusal="enough connections")
+        if self._keys is None:
+            return zap.Verdict()
+        if question.key is None:
+            return zap.Verdict(refusal="no key was shown")
+        key = PublicKey(question.key)
+        try:
+            self._keys.allow_list.identity(key.id).must_be(*self._keys.parties)
+        except FedSeaError as error:
+            return zap.Verdict(refusal=f"key {key}: {error}")
+        return zap.Verdict(user_id=str(key))
+
+    def who(self, address: Any) -> Identity:
+        """Whose a message is, by the `zmq.Frame` of its sender's address; and what that may do now.
+
+        Of a message that bears no key where all must have one, nobody's.
+        """
+        if self._keys is None:
+            return ANYBODY
+        try:
+            key_id = bytes.fromhex(address.get(_USER_ID))
+        except (zmq.ZMQError, ValueError):
+            return _NOBODY
+        return self._keys.allow_list.identity(key_id)

@@ -1,0 +1,69 @@
+"""What becomes of a link's handshakes: ZeroMQ tries them in the background and says nothing."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Final, Self
+
+import zmq
+
+from fedsea_mq.log import get_logger
+from fedsea_mq.transport.loop_socket import LoopSocket
+
+_log = get_logger(__name__)
+_EVENT: Final = struct.Struct("=Hi")
+_FAILURES: Final = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+# One may fail because the peer was just stopped; so many in a row mean something else.
+_TELLING: Final = 5
+
+
+class HandshakeWatch:
+    """Watches `socket`, which connects. Enter after it, and before it connects.
+
+    `on_refused` is called when the peer refused this process's key, after which ZeroMQ does not
+    try again by itself.
+    """
+
+    def __init__(self, socket: LoopSocket, endpoint: str, on_refused: Callable[[], None]) -> None:
+        self._watched = socket
+        self._endpoint = endpoint
+        self._on_refused = on_refused
+        self._failed = 0
+        self._monitor: LoopSocket | None = None
+
+    async def __aenter__(self) -> Self:
+        self._monitor = LoopSocket(
+            zmq.PAIR,
+            self._happened,
+            max_part_bytes=1 << 12,
+            max_queued=4096,
+            copy=True,
+            context=self._watched.context,
+        )
+        await self._monitor.__aenter__()
+        events = _FAILURES | zmq.EVENT_HANDSHAKE_SUCCEEDED
+        self._monitor.connect(self._watched.monitored(events))
+        return self
+
+    async def __aexit__(self, *reason: object) -> None:
+        assert self._monitor is not None
+        await self._monitor.__aexit__(*reason)
+
+    def _happened(self, parts: list[bytes]) -> None:
+        event, _ = _EVENT.unpack(parts[0])
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            self._on_refused()
+        elif event & _FAILURES:
+            self._failed += 1
+            if self._failed == _TELLING:
+                _log.warning(
+                    "no handshake succeeds: both sides need keys or none, and this one the other's",
+                    endpoint=self._endpoint,
+                )
+        else:
+            self._failed = 0
