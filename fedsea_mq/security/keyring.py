@@ -13,7 +13,7 @@ from fedsea_mq.security.keys import PublicKey, SecretKey, read_public, read_secr
 from fedsea_mq.security.settings import SecuritySection
 from fedsea_mq.security.trust import AllowList, TrustFolder
 
-_HOST: Final = re.compile(r"tcp://(?:\[([^\]]+)\]|([^:]+)):")
+_HOST: Final = re.compile(r"tcp://(?:\[([^\]]+)\]|([^:;]+)):(?:[0-9]+|\*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def is_local(endpoint: str) -> bool:
     """Whether nobody on another machine can reach an endpoint, as far as its text says."""
     if endpoint.startswith("ipc://"):
         return True
-    match = _HOST.match(endpoint)
+    match = _HOST.fullmatch(endpoint)
     if match is None:
         return False
     host = match[1] or match[2]
