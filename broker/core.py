@@ -162,8 +162,8 @@ class BrokerCore:
         """
         envelope = _NO_ENVELOPE
         try:
-            who.must_be(*CLIENT_PARTIES)
             envelope = _envelope(parts)
+            who.must_be(*CLIENT_PARTIES)
             self._check_owner(envelope.session, who)
             return list(self._client_frame(peer, envelope, parts, now, who))
         except FedSeaError as error:
@@ -281,8 +281,8 @@ class BrokerCore:
         """Handle a node's message; every fault becomes a typed error back to it."""
         envelope = _NO_ENVELOPE
         try:
-            who.must_be(*NODE_PARTIES)
             envelope = _envelope(parts)
+            who.must_be(*NODE_PARTIES)
             if self._registry.owner(peer) not in (None, who.id):
                 raise NotTrusted("this connection's node was registered with another key")
             return list(self._node_frame(peer, envelope, parts, now, who))

@@ -23,7 +23,7 @@ async def main() -> None:
     # `*` takes free ports; the broker says which.
     ports = ["broker.clients=tcp://127.0.0.1:*", "broker.nodes=tcp://127.0.0.1:*"]
     settings = Settings.load(None, ports)
-    async with Broker(settings.broker) as broker:
+    async with Broker(settings.broker, settings.security) as broker:
         settings = settings.replace(broker={"clients": broker.clients, "nodes": broker.nodes})
         async with TrunkNode(settings) as trunk, ClientNode(settings) as client:
             await trunk.registered()

@@ -24,6 +24,7 @@ from fedsea_mq.transport.outbox import Outbox
 _log = get_logger(__name__)
 # Who may come here.
 WELCOME: Final = Party.CLIENT
+_NO_ENVELOPE: Final = Envelope(Kind.ERROR)
 
 
 class DirectListener:
@@ -95,13 +96,15 @@ class DirectListener:
     def _read(self, message: list[Any]) -> None:
         address, *parts = message
         peer, who = bytes(address), self._doorkeeper.who(address)
+        envelope = _NO_ENVELOPE
         try:
-            who.must_be(WELCOME)
             frame = Frame.read([bytes(part) for part in parts])
+            envelope = frame.envelope
+            who.must_be(WELCOME)
         except FedSeaError as error:
-            self._refuse(peer, error)
+            self._refuse(peer, error, envelope)
             return
         self._on_frame(frame, peer, who)
 
-    def _refuse(self, peer: bytes, error: FedSeaError) -> None:
-        self.send(Frame.error(error, Envelope(Kind.ERROR)).parts(), peer)
+    def _refuse(self, peer: bytes, error: FedSeaError, to: Envelope = _NO_ENVELOPE) -> None:
+        self.send(Frame.error(error, to).parts(), peer)

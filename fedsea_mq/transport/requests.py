@@ -12,8 +12,10 @@ from fedsea_mq.errors import (
     Busy,
     FedSeaError,
     NotRunning,
+    NotTrusted,
     PeerUnreachable,
     RemoteError,
+    SessionNotYours,
     SessionUnknown,
 )
 from fedsea_mq.log import get_logger
@@ -24,6 +26,8 @@ from fedsea_mq.protocol.messages import Body
 _log = get_logger(__name__)
 # What a trunk node may say by itself; that a session is over is for the broker to tell.
 _DIRECT_REPLIES: Final = frozenset({Kind.RESULT, Kind.RENEWED, Kind.ERROR})
+# What it may be wrong about.
+_FOR_THE_BROKER: Final = (SessionUnknown, SessionNotYours, NotTrusted)
 
 
 @dataclass(slots=True)
@@ -228,11 +232,12 @@ class Requests:
         if pending is None or frame.envelope.kind not in _DIRECT_REPLIES:
             return
         refusal = _refusal(frame)
-        if not isinstance(refusal, SessionUnknown):
+        if not isinstance(refusal, _FOR_THE_BROKER):
             pending.traffic.direct_trips += refusal is None
             _settle(pending, frame, refusal)
         elif pending.direct is not None:
-            # Another process may have the endpoint now; the broker knows where the session is.
+            # Another process may have the endpoint now, or its list be another than the broker's,
+            # which knows where the session is and whose.
             self._send_by_broker(pending)
 
     def refuse(self, error: RemoteError) -> None:

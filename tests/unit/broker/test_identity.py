@@ -242,6 +242,10 @@ class TestRevocation:
         refused(at_client, NotTrusted)
         assert keyed.client(BERT, extend(S2))[0].side is Side.NODES
         refused(keyed.client(ANNA, extend(S1))[0], SessionUnknown)
+        # What is asked with a key that is nothing any more is answered, so that nobody asks on.
+        (sent,) = keyed.client(Identity(ANNA.id, frozenset()), extend(S2))
+        refused(sent, NotTrusted)
+        assert (read(sent).envelope.session, read(sent).envelope.seq) == (S2, 6)
 
     def test_a_waiting_request_is_not_served_any_more(self) -> None:
         keyed = Keyed()
