@@ -101,7 +101,8 @@ def create_app(settings: Settings, *, alone: bool = False) -> Starlette:
 async def _start_system(stack: AsyncExitStack, settings: Settings) -> Settings:
     """Start broker and trunk node; the settings with the ports that they got."""
     free = {"clients": "tcp://127.0.0.1:*", "nodes": "tcp://127.0.0.1:*"}
-    broker = await stack.enter_async_context(Broker(settings.replace(broker=free).broker))
+    local = settings.replace(broker=free)
+    broker = await stack.enter_async_context(Broker(local.broker, local.security))
     settings = settings.replace(broker={"clients": broker.clients, "nodes": broker.nodes})
     trunk = await stack.enter_async_context(TrunkNode(settings))
     await trunk.registered()

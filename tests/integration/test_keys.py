@@ -33,6 +33,7 @@ from fedsea_mq.transport.link import PeerLink
 from fedsea_mq.transport.requests import Patience, Requests
 from fedsea_mq.transport.status import StatusWatch
 from nodes import ClientNode, TrunkNode
+from tests.integration.forwarding import forwarding
 from tests.integration.keys import KeyedSystem, Keys, keyed
 from tests.integration.systems import EXACT, running, until
 
@@ -255,6 +256,24 @@ async def test_a_client_that_claims_another_address_is_itself_all_the_same(
             answer = Frame.read(socket.recv_multipart())
         assert type(answer.refusal()) is SessionNotYours
         assert route.owner == system.keys.public("anna").id
+
+
+async def test_a_wiretap_hears_nothing_of_a_session(system: KeyedSystem, tiny_llama: Path) -> None:
+    async def heard(settings: Settings, trunk: TrunkNode) -> tuple[bytes, bytes]:
+        """What crosses the client's link, and the id of the session that crosses it."""
+        async with forwarding(settings.broker.clients) as tap:
+            tapped = settings.replace(broker={"clients": tap.endpoint})
+            async with ClientNode(tapped) as client, client.session(64) as session:
+                await session.advance(PROMPT, lambda _: None)
+                (number,) = trunk._running.sessions.ids
+            return bytes(tap.heard), number
+
+    sealed, number = await heard(system.of("anna"), system.trunk)
+    assert len(sealed) > 64 * 4 * len(PROMPT)  # the states did cross it
+    assert number not in sealed
+    async with running(tiny_llama) as plain:
+        clear, number = await heard(plain.settings, plain.trunks[0])
+    assert number in clear
 
 
 async def test_nothing_listens_or_connects_in_plaintext_off_loopback(
