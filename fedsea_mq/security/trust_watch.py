@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from types import TracebackType
 from typing import Final, Self
 
 from fedsea_mq.log import get_logger
 from fedsea_mq.security.trust import AllowList, Trusted, TrustFolder
+from fedsea_mq.serving.background import Background
 
 _log = get_logger(__name__)
 # How often the folder is looked at: that long a removed key may still be used, at most.
@@ -33,16 +35,21 @@ class TrustWatch:
         self._folder = folder
         self._allow_list = allow_list
         self._on_lost = on_lost
-        self._watching: asyncio.Task[None] | None = None
+        # A process that could not follow the list any more must not go on by an old one.
+        self._background = Background()
 
     async def __aenter__(self) -> Self:
-        self._watching = asyncio.create_task(self._watch(), name="fedsea trust")
+        await self._background.__aenter__()
+        self._background.start(self._watch(), "fedsea trust")
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        assert self._watching is not None
-        self._watching.cancel()
-        await asyncio.wait([self._watching])
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._background.__aexit__(kind, error, trace)
 
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()

@@ -7,12 +7,15 @@ this process and by nobody else; what the key may do is looked up anew for each.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, Self
 
 import zmq
 
-from fedsea_mq.errors import FedSeaError
+from fedsea_mq.errors import FedSeaError, PeerUnreachable, SendQueueFull
 from fedsea_mq.log import get_logger
 from fedsea_mq.security.identity import ANYBODY, Identity
 from fedsea_mq.security.keyring import DoorKeys
@@ -24,11 +27,12 @@ from fedsea_mq.transport.loop_socket import LoopSocket
 _log = get_logger(__name__)
 _SMALL: Final = 1 << 12
 _QUEUED: Final = 4096
+_TELL_S: Final = 1.0
 _USER_ID: Final = "User-Id"
 _NOBODY: Final = Identity(b"", frozenset())
 
 
-def _has_room() -> bool:
+def _never() -> bool:
     return False
 
 
@@ -42,12 +46,13 @@ class Doorkeeper:
         self,
         socket: LoopSocket,
         keys: DoorKeys | None,
-        is_full: Callable[[], bool] = _has_room,
+        is_full: Callable[[], bool] = _never,
     ) -> None:
         self._socket = socket
         self._keys = keys
         self._is_full = is_full
         self._handler: LoopSocket | None = None
+        self._told_at, self._untold = -math.inf, 0
 
     async def __aenter__(self) -> Self:
         self._handler = LoopSocket(
@@ -73,8 +78,17 @@ class Doorkeeper:
         question = zap.Question.read(parts)
         verdict = self._judge(question)
         if verdict.refusal:
-            _log.warning("connection refused", reason=verdict.refusal)
-        self._handler.send(question.answer(verdict))
+            self._tell(verdict.refusal)
+        with suppress(PeerUnreachable, SendQueueFull):  # who asked has gone meanwhile
+            self._handler.send(question.answer(verdict))
+
+    def _tell(self, refusal: str) -> None:
+        """Log a refusal, at most one a second: whoever can connect can be refused."""
+        self._untold += 1
+        now = time.monotonic()
+        if now - self._told_at >= _TELL_S:
+            _log.warning("connection refused", reason=refusal, refusals=self._untold)
+            self._told_at, self._untold = now, 0
 
     def _judge(self, question: zap.Question) -> zap.Verdict:
         if self._is_full():

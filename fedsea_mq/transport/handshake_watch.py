@@ -12,28 +12,36 @@ from fedsea_mq.log import get_logger
 from fedsea_mq.transport.loop_socket import LoopSocket
 
 _log = get_logger(__name__)
-_EVENT: Final = struct.Struct("=Hi")
+_EVENT: Final = struct.Struct("=HI")
 _FAILURES: Final = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
 # One may fail because the peer was just stopped; so many in a row mean something else.
-_TELLING: Final = 5
+_TELLING: Final = 3
 
 
 class HandshakeWatch:
     """Watches `socket`, which connects. Enter after it, and before it connects.
 
-    `on_refused` is called when the peer refused this process's key, after which ZeroMQ does not
-    try again by itself.
+    `on_refused` is called when the peer refused this process's key, `on_given_up` when ZeroMQ does
+    not try again by itself for this or another reason.
     """
 
-    def __init__(self, socket: LoopSocket, endpoint: str, on_refused: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        socket: LoopSocket,
+        endpoint: str,
+        on_refused: Callable[[], None],
+        on_given_up: Callable[[], None],
+    ) -> None:
         self._watched = socket
         self._endpoint = endpoint
         self._on_refused = on_refused
+        self._on_given_up = on_given_up
         self._failed = 0
+        self._refused = 0
         self._monitor: LoopSocket | None = None
 
     async def __aenter__(self) -> Self:
@@ -55,15 +63,26 @@ class HandshakeWatch:
         await self._monitor.__aexit__(*reason)
 
     def _happened(self, parts: list[bytes]) -> None:
-        event, _ = _EVENT.unpack(parts[0])
-        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            self._on_refused()
-        elif event & _FAILURES:
-            self._failed += 1
-            if self._failed == _TELLING:
-                _log.warning(
-                    "no handshake succeeds: both sides need keys or none, and this one the other's",
-                    endpoint=self._endpoint,
-                )
-        else:
-            self._failed = 0
+        match _EVENT.unpack(parts[0]):
+            case zmq.EVENT_HANDSHAKE_SUCCEEDED, _:
+                self._failed = self._refused = 0
+            case zmq.EVENT_HANDSHAKE_FAILED_AUTH, _:
+                self._refused += 1
+                if self._refused == 1:
+                    _log.warning("this process's key is not trusted", endpoint=self._endpoint)
+                self._on_refused()
+                self._on_given_up()
+            case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, _:
+                self._count_failure()
+                self._on_given_up()
+            case _:
+                self._count_failure()
+
+    def _count_failure(self) -> None:
+        self._failed += 1
+        if self._failed == _TELLING:
+            _log.warning(
+                "no handshake succeeds: one side has keys and the other none, or "
+                "security.broker_key is not the broker's",
+                endpoint=self._endpoint,
+            )

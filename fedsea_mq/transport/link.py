@@ -23,7 +23,7 @@ MakeLink = Callable[..., "PeerLink"]
 _log = get_logger(__name__)
 # A dealer has one peer and does not address it.
 _PEER: Final = b""
-# A peer that refused this process's key is asked again this often: somebody may add the key.
+# ZeroMQ does not try again where it was refused. Somebody may add the key, so the link does.
 _AGAIN_S: Final = 1.0
 
 
@@ -70,7 +70,9 @@ class PeerLink:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._socket)
             if self._on_refused is not None:
-                watch = HandshakeWatch(self._socket, self._endpoint, self._refused)
+                watch = HandshakeWatch(
+                    self._socket, self._endpoint, self._refused, self._connect_later
+                )
                 await stack.enter_async_context(watch)
             self._socket.connect(self._endpoint)
             self._stack = stack.pop_all()
@@ -89,11 +91,13 @@ class PeerLink:
             if self._keys is None
             else f"key {self._keys.own.public}"
         )
-        error = NotTrusted(f"{self._endpoint} does not trust {own}")
-        _log.warning("refused", reason=str(error))
+        self._on_refused(NotTrusted(f"{self._endpoint} does not trust {own}"))
+
+    def _connect_later(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
         loop = asyncio.get_running_loop()
         self._again = loop.call_later(_AGAIN_S, self._socket.connect_again, self._endpoint)
-        self._on_refused(error)
 
     def send(self, parts: Parts) -> None:
         """Queue a frame for the peer. Raises `NotRunning`."""

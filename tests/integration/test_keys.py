@@ -11,6 +11,7 @@ import psutil
 import pytest
 import zmq
 
+from broker import Broker
 from fedsea_mq.cli.processes import Child
 from fedsea_mq.errors import (
     KeyFileError,
@@ -141,7 +142,7 @@ async def test_who_has_no_key_or_takes_another_for_the_broker_gets_no_answer(
     impostor = str(system.keys.folder / "stranger.pub")
 
     async def left_alone(settings: Settings) -> None:
-        async with ClientNode(settings.replace(client={"give_up_s": 2})) as client:
+        async with ClientNode(settings.replace(client={"give_up_s": 3.5})) as client:
             with pytest.raises(PeerUnreachable):
                 await client.generate(PROMPT, SIX).complete()
 
@@ -177,6 +178,23 @@ async def test_a_stolen_session_id_is_of_no_use_to_another_key(system: KeyedSyst
                 await past.ask(Kind.RENEW, Nothing(), stolen)
         assert system.trunk.sessions == 1
         await session.advance([3], lambda _: None)
+
+
+async def test_after_a_restart_of_the_broker_a_session_goes_on_and_is_still_its_keys(
+    system: KeyedSystem,
+) -> None:
+    own = system.keys.settings(system.settings, "broker")
+    async with system.client("anna") as anna, anna.session(64) as session:
+        await session.advance([1, 2], lambda _: None)
+        (stolen,) = system.trunk._running.sessions.ids
+        await system.broker.__aexit__()
+        async with Broker(own.broker, own.security) as again:
+            async with speaking(system, "bert", again.clients) as bert:
+                with pytest.raises(SessionNotYours):
+                    await bert.ask(Kind.RENEW, Nothing(), stolen)
+            await session.advance([3], lambda _: None)
+            assert (session.recoveries, system.trunk.sessions) == (0, 1)
+        await system.broker.__aenter__()
 
 
 async def test_each_port_lets_in_its_own_parties_alone(system: KeyedSystem) -> None:
@@ -279,8 +297,6 @@ async def test_a_wiretap_hears_nothing_of_a_session(system: KeyedSystem, tiny_ll
 async def test_nothing_listens_or_connects_in_plaintext_off_loopback(
     tiny_llama: Path, keys: Keys
 ) -> None:
-    from broker import Broker
-
     plain = Settings.load(None, [*EXACT, f"model.path={tiny_llama}"])
     for key in ("clients", "nodes"):
         open_ = plain.replace(broker={key: "tcp://0.0.0.0:*"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedsea_mq.errors import MalformedFrame, SessionUnknown
+from fedsea_mq.errors import MalformedFrame, SessionNotYours, SessionUnknown
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Open
@@ -51,7 +51,22 @@ def test_a_node_that_listens_offers_where_when_it_accepts() -> None:
     fields = {name: getattr(TERMS, name) for name in TrunkTerms.__slots__}
     terms = TrunkTerms(**fields | {"direct": "tcp://10.0.0.7:7710"})
     accepted = Trunk(TrunkSessions(terms)).open(ANNA).body(Accept)
-    assert accepted.direct == "tcp://10.0.0.7:7710"
+    assert (accepted.direct, accepted.direct_key) == ("tcp://10.0.0.7:7710", None)
+    keyed = TrunkTerms(**fields | {"direct": "tcp://10.0.0.7:7710", "direct_key": bytes(32)})
+    assert Trunk(TrunkSessions(keyed)).open(ANNA).body(Accept).direct_key == bytes(32)
+
+
+def test_past_the_broker_a_session_is_that_of_the_key_that_it_was_opened_with(
+    trunk: Trunk,
+) -> None:
+    renew = Frame.build(Kind.RENEW, Nothing(), session=ANNA, seq=100)
+    for frame in (extend(0), renew):
+        refused = only(trunk.sessions.receive(frame, 0.0, OTHER_DOOR, b"conn-2"))
+        assert refused.to == OTHER_DOOR
+        assert type(Frame.read(refused.parts).refusal()) is SessionNotYours
+    assert trunk.sessions.direct == 0
+    begun(trunk.sessions.receive(extend(0), 0.0, DOOR, b"conn-1"))
+    assert trunk.sessions.owners == [b"conn-1"]
 
 
 def test_results_go_where_the_states_came_from(trunk: Trunk) -> None:

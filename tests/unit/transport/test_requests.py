@@ -15,9 +15,11 @@ from fedsea_mq.errors import (
     Busy,
     FedSeaError,
     MalformedFrame,
+    NotTrusted,
     PeerUnreachable,
     RemoteError,
     SessionLost,
+    SessionNotYours,
     SessionUnknown,
 )
 from fedsea_mq.protocol.envelope import Envelope, Kind
@@ -262,14 +264,31 @@ async def test_given_silence_past_the_broker_then_the_same_bytes_go_through_it()
     assert (traffic.round_trips, traffic.direct_trips) == (1, 0)
 
 
-async def test_given_a_stranger_past_the_broker_then_the_broker_is_asked_at_once() -> None:
+@pytest.mark.parametrize("error", [SessionUnknown, SessionNotYours, NotTrusted])
+async def test_given_a_stranger_past_the_broker_then_the_broker_is_asked_at_once(
+    error: type[RemoteError],
+) -> None:
     line, door = Line(says_result), Door()
     task = await asked_directly(line, door, Traffic())
-    stranger = Frame.error(SessionUnknown("not here"), Frame.read(door.sent[0]).envelope)
+    stranger = Frame.error(error("not here"), Frame.read(door.sent[0]).envelope)
     line.requests.receive_directly(stranger)
     assert (await task).body(Result) == RESULT
     assert line.sent == door.sent
     assert door.failures == 1
+
+
+async def test_given_a_link_that_is_refused_then_what_waits_for_the_broker_fails_at_once() -> None:
+    line, door = Line(says_nothing), Door()
+    past = await asked_directly(line, door, Traffic())
+    waits = asyncio.create_task(line.requests.ask(Kind.RENEW, Nothing(), session=S2))
+    while not line.sent:
+        await asyncio.sleep(0)
+    line.requests.refuse(NotTrusted("the broker does not trust this key"))
+    with pytest.raises(NotTrusted):
+        await waits
+    assert not past.done()
+    line.requests.receive_directly(says_result(Frame.read(door.sent[0]), 0))
+    await past
 
 
 async def test_what_is_no_answer_of_a_node_is_ignored_past_the_broker() -> None:
