@@ -2,7 +2,8 @@
 
 ZeroMQ asks a handler inside the process about each connection (ZAP), which answers by the key that
 the peer has proven. The id of the key then stands on every message of the connection, put there by
-this process and by nobody else; what the key may do is looked up anew for each.
+this process: libzmq lets no property that a peer sends along take its place. What the key may do is
+looked up anew for each.
 """
 
 from __future__ import annotations

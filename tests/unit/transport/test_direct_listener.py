@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from fedsea_mq.errors import EndpointUnavailable, MalformedFrame, UnsupportedVersion
+from fedsea_mq.errors import EndpointUnavailable, MalformedFrame, NotTrusted, UnsupportedVersion
 from fedsea_mq.protocol.envelope import Envelope, Kind
 from fedsea_mq.protocol.frames import Frame, Parts
 from fedsea_mq.protocol.messages import Nothing
-from fedsea_mq.security.identity import ANYBODY, Identity
+from fedsea_mq.security.identity import ANYBODY, Identity, Party
+from fedsea_mq.security.keyring import DoorKeys, LinkKeys
+from fedsea_mq.security.keys import SecretKey
+from fedsea_mq.security.trust import AllowList, Trusted
 from fedsea_mq.transport.direct_listener import DirectListener
 from fedsea_mq.transport.link import PeerLink
 from tests.integration.systems import until
@@ -121,6 +124,38 @@ async def test_connections_beyond_the_limit_are_refused_until_others_end(
             async with knocking(door, got[2]) as later:
                 later.send(ASK)
                 await asyncio.sleep(0.1)
+
+
+async def test_a_key_that_is_trusted_no_more_is_told_so_at_its_next_frame() -> None:
+    own, client = SecretKey.generate(), SecretKey.generate()
+    known = AllowList([Trusted(Party.CLIENT, "anna", client.public)])
+    asked, got = list[Identity](), list[Frame]()
+
+    def answer(_: Frame, peer: bytes, who: Identity) -> None:
+        asked.append(who)
+        listener.send(ANSWER, peer)
+
+    listener = DirectListener(
+        "tcp://127.0.0.1:*",
+        answer,
+        lambda _: None,
+        max_part_bytes=1 << 16,
+        max_queued=16,
+        max_connections=8,
+        keys=DoorKeys(own, known, frozenset({Party.CLIENT})),
+    )
+    async with listener:
+        keys = LinkKeys(client, own.public)
+        link = PeerLink(listener.endpoint, got.append, max_part_bytes=1 << 16, keys=keys)
+        async with link:
+            link.send(ASK)
+            await until(lambda: len(got) == 1)
+            known.replace([])
+            link.send(ASK)
+            await until(lambda: len(got) == 2)
+    assert [who.id for who in asked] == [client.public.id]
+    assert type(got[1].refusal()) is NotTrusted
+    assert (got[1].envelope.session, got[1].envelope.seq) == (S1, 5)
 
 
 async def test_who_connects_and_says_nothing_is_let_go_of() -> None:
