@@ -78,7 +78,8 @@ class Keyring:
             ConfigError: there is a key, but not the broker's.
         """
         if self._own is None:
-            return self._plain(endpoint)
+            self._check_plain(endpoint)
+            return None
         if self._broker is None:
             raise ConfigError("security.key is set, and security.broker_key is not")
         return LinkKeys(self._own, self._broker)
@@ -91,7 +92,8 @@ class Keyring:
                 has one.
         """
         if self._own is None and key is None:
-            return self._plain(endpoint)
+            self._check_plain(endpoint)
+            return None
         if self._own is None or key is None:
             raise PlaintextRefused(f"{endpoint}: one side has a key, and the other has none")
         return LinkKeys(self._own, PublicKey(key))
@@ -104,12 +106,13 @@ class Keyring:
             ConfigError: there is a key, but nobody is trusted.
         """
         if self._own is None:
-            return self._plain(endpoint)
+            self._check_plain(endpoint)
+            return None
         if self._allow_list is None:
             raise ConfigError("security.key is set, and security.trust is not: nobody could come")
         return DoorKeys(self._own, self._allow_list, frozenset(parties))
 
-    def _plain(self, endpoint: str) -> None:
+    def _check_plain(self, endpoint: str) -> None:
         if not is_local(endpoint) and not self._security.insecure_plaintext_off_loopback:
             raise PlaintextRefused(
                 f"{endpoint} is not on loopback, and there is no security.key: nothing would be "
