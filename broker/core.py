@@ -314,6 +314,7 @@ class BrokerCore:
     ) -> Iterator[Send]:
         offer = Frame(envelope, parts[1]).body(Register)
         who.must_be(_REGISTERS[offer.role])
+        owners = _owners(offer)
         self._registry.register(peer, offer, now, who.id)
         held = set(offer.sessions)
         gone = [
@@ -321,7 +322,7 @@ class BrokerCore:
         ]
         for session in gone:
             del self._routes[session]
-        for session, owner in zip(offer.sessions, _owners(offer), strict=True):
+        for session, owner in zip(offer.sessions, owners, strict=True):
             known = self._routes.get(session)
             if known is not None and self._registry.owner(known.node) not in (None, who.id):
                 continue  # another key's node holds it, and has not gone

@@ -7,7 +7,13 @@ from dataclasses import dataclass, replace
 import pytest
 
 from broker.core import BrokerCore, Send, Side
-from fedsea_mq.errors import NotTrusted, SessionNotYours, SessionUnknown
+from fedsea_mq.errors import (
+    MalformedFrame,
+    NodeUnknown,
+    NotTrusted,
+    SessionNotYours,
+    SessionUnknown,
+)
 from fedsea_mq.protocol.bounded import Role
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame
@@ -163,6 +169,12 @@ class TestStolenSessions:
         keyed.register(RACK, sessions=(S1,), owners=(ANNA.id,))
         assert keyed.node(RACK, result(S1)) == []
         refused(keyed.client(BERT, extend(), THERE)[0], SessionNotYours)
+
+    def test_a_node_says_whose_all_of_its_sessions_are_or_is_not_registered(self) -> None:
+        keyed = Keyed()
+        (sent,) = keyed.register(RACK, sessions=(S1, S2), owners=(ANNA.id,))
+        refused(sent, MalformedFrame)
+        refused(keyed.node(RACK, Frame.build(Kind.HEARTBEAT, load()))[0], NodeUnknown)
 
     def test_sessions_whose_owner_a_node_does_not_say_are_nobodys(self) -> None:
         keyed = Keyed()
