@@ -193,6 +193,12 @@ class SessionNotYours(RemoteError):
     code = "session_not_yours"
 
 
+class MemberReplaced(RemoteError):
+    """Another process has enlisted under this member's name, and takes part in its place."""
+
+    code = "member_replaced"
+
+
 class PositionGap(RemoteError):
     """A frame starts beyond the positions that are cached."""
 
@@ -300,6 +306,7 @@ _BY_CODE: dict[str, type[RemoteError]] = {
         SessionLost,
         NotTrusted,
         SessionNotYours,
+        MemberReplaced,
         PositionGap,
         PositionConflict,
         NodeUnknown,

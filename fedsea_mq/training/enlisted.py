@@ -13,8 +13,11 @@ from typing import Generic, Protocol, TypeVar
 from fedsea_mq.errors import (
     FingerprintMismatch,
     MalformedFrame,
+    MemberReplaced,
+    RemoteError,
     RunMismatch,
     RunUnknown,
+    SessionLost,
     SessionUnknown,
 )
 from fedsea_mq.protocol.bounded import Role
@@ -65,6 +68,21 @@ def check_of_run(asked: Enlist, role: Role, terms: Terms) -> None:
             f"the party's settings of run {terms.run} are {asked.agreed[:12]}, "
             f"those of node {terms.node} {terms.agreed[:12]}: strategy, seed, lora, federation"
         )
+
+
+def replaced_by_another(session: Enlisted) -> RemoteError:
+    """What is told to a session whose place another one took, should anybody still hear it.
+
+    Members enlist anew once they have let go of their session, so a member that hears this is not
+    the only one of its name, and must not take the place back: two of them would go on for ever.
+    """
+    member = session.enlisted.member
+    if member is None:
+        return SessionLost("the party has enlisted anew")
+    return MemberReplaced(
+        f"another process has enlisted as member {member} of run {session.enlisted.run}: each "
+        "process needs a training.member of its own"
+    )
 
 
 class Enlisted(Protocol):

@@ -18,7 +18,6 @@ from fedsea_mq.errors import (
     FedSeaError,
     MalformedFrame,
     OutOfTurn,
-    SessionLost,
     SessionUnknown,
 )
 from fedsea_mq.protocol.envelope import Envelope, Kind
@@ -34,6 +33,7 @@ from fedsea_mq.protocol.training_messages import (
 )
 from fedsea_mq.serving.trunk_sessions import Reply
 from fedsea_mq.training.attempt import Attempt
+from fedsea_mq.training.enlisted import replaced_by_another
 from fedsea_mq.training.member_frames import MemberFrames, read
 from fedsea_mq.training.outcomes import refusal, reply, told
 from fedsea_mq.training.trunk_members import TrainingSession, TrainingSessions, TrainingTerms
@@ -100,7 +100,7 @@ class TrunkRounds:
         if replaced is None:
             return [accepted]
         self._left(replaced)
-        reason = SessionLost("the party has enlisted anew")
+        reason = replaced_by_another(replaced)
         return [Reply(Frame.closing(reason, replaced.id).parts()), accepted]
 
     def _from_member(self, frame: Frame, session: TrainingSession, now: float) -> Sequence[Reply]:

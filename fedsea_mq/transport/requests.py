@@ -224,14 +224,14 @@ class Requests:
         if frame.envelope.kind is Kind.CLOSE:
             self._fail_session(frame)
         elif (pending := self._asked(frame)) is not None:
-            _settle(pending, frame, _refusal(frame))
+            _settle(pending, frame, refusal_of(frame))
 
     def receive_directly(self, frame: Frame) -> None:
         """Give a trunk node's own frame to whoever waits for it."""
         pending = self._asked(frame)
         if pending is None or frame.envelope.kind not in _DIRECT_REPLIES:
             return
-        refusal = _refusal(frame)
+        refusal = refusal_of(frame)
         if not isinstance(refusal, _FOR_THE_BROKER):
             pending.traffic.direct_trips += refusal is None
             _settle(pending, frame, refusal)
@@ -255,7 +255,7 @@ class Requests:
 
     def _fail_session(self, frame: Frame) -> None:
         """The other side closed a session: what waits for it fails at once."""
-        reason = _refusal(frame)
+        reason = refusal_of(frame)
         for pending in self._pending.values():
             if pending.session == frame.envelope.session and not pending.reply.done():
                 pending.reply.set_exception(reason or RemoteError("the session was closed"))
@@ -268,7 +268,7 @@ def _settle(pending: _Request, frame: Frame, refusal: FedSeaError | None) -> Non
         pending.reply.set_result(frame)
 
 
-def _refusal(frame: Frame) -> FedSeaError | None:
+def refusal_of(frame: Frame) -> FedSeaError | None:
     """What a frame refuses with; that it cannot be read is a refusal, too."""
     try:
         return frame.refusal()

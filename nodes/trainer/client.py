@@ -174,6 +174,7 @@ class TrainingClient:
             RunUnknown, PeerUnreachable, Busy: no trunk or aggregator of the run for
                 `client.give_up_s`.
             FingerprintMismatch, RunMismatch: the run is of another model or other settings.
+            MemberReplaced: another process takes part under this member's name.
             RunGivenUp: the aggregator gave up.
             TrainingDiverged: a loss or gradient is not finite, here or at the trunk; what is saved
                 is of before.

@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 
 from fedsea_mq.errors import (
     MalformedFrame,
+    MemberReplaced,
     NotRunning,
     PeerUnreachable,
     RemoteError,
@@ -25,7 +26,7 @@ from fedsea_mq.protocol.frames import Frame, Parts
 from fedsea_mq.protocol.messages import Accept, Body, Nothing
 from fedsea_mq.protocol.payload import WireDtype
 from fedsea_mq.protocol.training_messages import Enlist
-from fedsea_mq.transport.requests import Requests, Traffic
+from fedsea_mq.transport.requests import Requests, Traffic, refusal_of
 
 _log = get_logger(__name__)
 B = TypeVar("B", bound=Body)
@@ -162,6 +163,7 @@ class Sessions:
 
         Raises:
             SessionLost, SessionUnknown: this session or the other is gone.
+            MemberReplaced: another process takes part under this member's name.
             RemoteError: as the party refuses, or `MalformedFrame` for a reply of another kind.
         """
         if self._lost is not None:
@@ -181,13 +183,17 @@ class Sessions:
 
     def receive(self, frame: Frame) -> None:
         """Hear of the end of a session that nothing waits for."""
-        if frame.envelope.kind is Kind.CLOSE and frame.envelope.session in self._ids.values():
-            self._lose("a session was closed")
+        if frame.envelope.kind is not Kind.CLOSE:
+            return
+        if frame.envelope.session in self._ids.values():
+            reason = refusal_of(frame)
+            lost = SessionLost("a session was closed")
+            self._lose(reason if isinstance(reason, MemberReplaced) else lost)
 
-    def _lose(self, why: str) -> None:
+    def _lose(self, why: RemoteError) -> None:
         if self._lost is not None:
             return
-        self._lost = SessionLost(why)
+        self._lost = why
         # Whoever waits for the other party would wait for nothing.
         for session in self._ids.values():
             self._requests.receive(Frame.closing(self._lost, session))
@@ -198,4 +204,5 @@ class Sessions:
             try:
                 await self.ask(role, Kind.RENEW, Nothing())
             except RemoteError as error:
-                self._lose(f"the lease with the {role} was not renewed: {type(error).__name__}")
+                why = f"the lease with the {role} was not renewed: {type(error).__name__}"
+                self._lose(SessionLost(why))

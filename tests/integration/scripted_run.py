@@ -18,7 +18,14 @@ import numpy as np
 import torch
 
 from broker import Broker
-from fedsea_mq.errors import AttemptOver, Busy, FedSeaError, RunMismatch, SessionUnknown
+from fedsea_mq.errors import (
+    AttemptOver,
+    Busy,
+    FedSeaError,
+    MemberReplaced,
+    RunMismatch,
+    SessionUnknown,
+)
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.lora import NamedBlocks, PeftAdapter
 from fedsea_mq.model.partition import Cut
@@ -196,6 +203,12 @@ class ScriptedNode:
     def forget_sessions(self) -> None:
         """As if started anew under the broker's eyes."""
         self.members.clear()
+
+    def replace(self, member: str) -> None:
+        """As if another process had enlisted under a member's name."""
+        (session,) = (one for one, name in self.members.items() if name == member)
+        del self.members[session]
+        self._link.send(Frame.closing(MemberReplaced("one more"), session).parts())
 
     def kinds(self, kind: Kind) -> int:
         """Frames of a kind that came."""

@@ -15,6 +15,7 @@ import torch
 from fedsea_mq.errors import (
     Busy,
     MalformedFrame,
+    MemberReplaced,
     RunGivenUp,
     RunMismatch,
     RunUnknown,
@@ -39,7 +40,7 @@ from nodes.trainer.events import (
     SessionsLost,
     StepDone,
 )
-from tests.integration.scripted_run import ScriptedRun, scripted_run
+from tests.integration.scripted_run import ScriptedNode, ScriptedRun, scripted_run
 from tests.unit.training.split_training import check_close
 from tests.unit.training.unsplit import Unsplit, UnsplitTraining, samples
 
@@ -363,3 +364,22 @@ async def test_a_run_that_is_given_up_is_an_error(tiny_llama: Path, tmp_path: Pa
         run.aggregator.gives_up = True
         with pytest.raises(RunGivenUp):
             await train(run.settings)
+
+
+async def test_whose_place_another_process_took_does_not_take_it_back(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    async def train_until_replaced(run: ScriptedRun, node: ScriptedNode) -> None:
+        async with TrainingClient(run.settings, "a", DATA) as trainer:
+            async for event in trainer.run():
+                if isinstance(event, StepDone):
+                    node.replace("a")
+
+    # Given a member in the middle of a round.
+    async with scripted_run(tiny_llama, tmp_path) as run:
+        for node in (run.trunk, run.aggregator):
+            # When another one enlists under its name.
+            with pytest.raises(MemberReplaced):
+                await train_until_replaced(run, node)
+        # Then it ends, and has not enlisted again.
+        assert run.aggregator.kinds(Kind.ENLIST) == 2

@@ -19,6 +19,7 @@ from fedsea_mq.errors import (
     ConfigError,
     LimitExceeded,
     MalformedFrame,
+    MemberReplaced,
     OutOfTurn,
     RunMismatch,
     RunUnknown,
@@ -431,6 +432,8 @@ async def test_who_enlists_must_be_of_the_run_and_takes_the_place_of_what_it_was
                 await again.step(attempt, 0, data(0, 0)[0])
             with pytest.raises(SessionUnknown):
                 await run.clients[0].step(attempt, 1, data(0, 0)[1])
+            # Should the one before still be there, it is told why.
+            assert [type(one) for one in run.clients[0].closed] == [MemberReplaced]
             losses = await train_round(run, 0, [again, run.clients[1]])
             assert len(losses) == 2
             # Status tells what the node does.

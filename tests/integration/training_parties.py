@@ -54,6 +54,7 @@ class Party:
         self.session = secrets.token_bytes(16)
         self.spec = PayloadSpec(settings.client.wire_dtype, self.checkpoint.hidden)
         self._copies = copies
+        self.closed: list[FedSeaError | None] = []
         self._link = PeerLink(
             settings.broker.clients,
             self._receive,
@@ -64,6 +65,8 @@ class Party:
 
     def _receive(self, frame: Frame) -> None:
         self._requests.receive(frame)
+        if frame.envelope.kind is Kind.CLOSE:
+            self.closed.append(frame.refusal())
 
     def _send(self, parts: Parts) -> None:
         for _ in range(self._copies):

@@ -56,6 +56,7 @@ from fedsea_mq.training.aggregation.reports import (
     UpdateTurnedAway,
 )
 from fedsea_mq.training.aggregation.secure_stages import SecureRules
+from fedsea_mq.training.enlisted import replaced_by_another
 from fedsea_mq.training.rounds import Phase, Rounds
 
 _VECTOR_ITEM_BYTES: Final = 4
@@ -158,8 +159,8 @@ class Aggregation:
         accept = Accept(terms.node, max_frame_positions=1, lease_ms=round(terms.lease_s * 1000))
         actions: list[Action] = [_reply(frame.envelope, Kind.ACCEPT, accept)]
         if replaced is not None:
-            gone = SessionUnknown("another session of this member has taken the place of this one")
-            actions.append(Reply(Frame.closing(gone, replaced.id).parts()))
+            reason = replaced_by_another(replaced)
+            actions.append(Reply(Frame.closing(reason, replaced.id).parts()))
             actions += self._left(replaced, now)
         attempt = self._course.attempt
         # One that masks may have lost no more than its session.

@@ -11,6 +11,7 @@ from fedsea_mq.errors import (
     FedSeaError,
     FingerprintMismatch,
     MalformedFrame,
+    MemberReplaced,
     RunMismatch,
     RunUnknown,
     SessionUnknown,
@@ -87,7 +88,7 @@ class TestSessions:
         run = training()
         old = run.session("ada")
         run.come_back("ada")
-        assert isinstance(run.unasked[0].refusal(), SessionUnknown)
+        assert isinstance(run.unasked[0].refusal(), MemberReplaced)
         assert run.unasked[0].envelope.session == old
         assert len(run.core.members) == 2
 
