@@ -20,7 +20,7 @@ def iid_shards(examples: int, clients: int, seed: int) -> Shards:
 
     Raises `ConfigError` for more clients than examples, or none.
     """
-    _check(examples, clients)
+    check_clients(examples, clients)
     order = np.random.default_rng(seed).permutation(examples)
     return [sorted(part.tolist()) for part in np.array_split(order, clients)]
 
@@ -34,7 +34,7 @@ def dirichlet_shards(labels: Sequence[Hashable], clients: int, alpha: float, see
     Raises `ConfigError` for more clients than examples, no client, or an alpha that is not
     positive and finite.
     """
-    _check(len(labels), clients)
+    check_clients(len(labels), clients)
     if not (alpha > 0 and np.isfinite(alpha)):
         raise ConfigError(f"alpha {alpha}: expected a positive number")
     rng = np.random.default_rng(seed)
@@ -92,7 +92,8 @@ def held_out_count(keys: Sequence[Hashable], count: int, seed: int) -> tuple[lis
     return kept, [number for number, key in enumerate(keys) if key in out][:count]
 
 
-def _check(examples: int, clients: int) -> None:
+def check_clients(examples: int, clients: int) -> None:
+    """Raises `ConfigError` for more clients than examples, or none."""
     if not 1 <= clients <= examples:
         raise ConfigError(f"{clients} clients for {examples} examples: each must have at least one")
 

@@ -11,7 +11,7 @@ from fedsea_mq.run_settings import TrainingSection
 from fedsea_mq.tasks.embedded import WorldSource
 from fedsea_mq.tasks.encoding import Encoded, Encoder
 from fedsea_mq.tasks.registry import find
-from fedsea_mq.tasks.shards import dirichlet_shards, held_out_count, iid_shards
+from fedsea_mq.tasks.shards import check_clients, dirichlet_shards, held_out_count, iid_shards
 from fedsea_mq.tasks.task import Example, Split, Task, Wanted
 
 
@@ -68,6 +68,15 @@ def load_examples(training: TrainingSection, checkpoint: Checkpoint) -> Examples
     validation = _encoded(encoder, held_out)
     left_out = len(shard) + len(held_out) - len(train) - len(validation)
     return Examples(train, validation, left_out)
+
+
+def check_shards(training: TrainingSection) -> None:
+    """See that there are examples for each of `training.clients`, before any of them starts.
+
+    Raises as `load_examples`, but for the tokenizer.
+    """
+    kept, _ = _divided(find(training.task, training.data), training)
+    check_clients(len(kept), training.clients)
 
 
 def held_out_examples(training: TrainingSection) -> list[Example]:

@@ -163,6 +163,20 @@ async def test_a_run_that_cannot_be_says_why_in_a_line(
     assert not (tmp_path / "runs" / RUN).exists()
 
 
+async def test_too_few_examples_are_told_before_anything_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_settings(tmp_path, "training.clients=33").write(tmp_path / "train.yaml")
+    monkeypatch.setattr("fedsea_mq.cli.train.command.run", None)
+    given = ["train", "--config", str(tmp_path / "train.yaml")]
+    assert await asyncio.to_thread(call, monkeypatch, *given) == 2
+    assert "33 clients for 32 examples" in capsys.readouterr().err
+    given += ["--set", "training.clients=2", "--set", "training.validation=32"]
+    assert await asyncio.to_thread(call, monkeypatch, *given) == 2
+    assert "32 examples of 32 held out" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / RUN).exists()
+
+
 async def solo(settings: Settings, out: Path, **training: Any) -> Path:
     """A run of one member, in this process, on a system that is up; the member's folder."""
     own = {"out": out, "member": "solo", "clients": 1, **training}

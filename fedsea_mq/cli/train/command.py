@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import sys
@@ -19,13 +20,15 @@ from fedsea_mq.cli.train.run import alone_in, members_of, run, run_folder
 from fedsea_mq.cli.train.tensorboard import EventFiles
 from fedsea_mq.cli.train.view import RunView
 from fedsea_mq.settings import Settings
+from nodes.trainer.examples import check_shards
 
 
 async def train(settings: Settings, *, resume: bool, join: bool, as_json: bool) -> None:
     """Train, with live progress; write adapters, report and plots into the run's folder.
 
-    Raises what `run_folder`, `alone_in` and `run` raise. A folder that was made for a run which
-    then did not take a step is removed: the next try, with other settings, is a new run.
+    Raises what `run_folder`, `alone_in`, `check_shards` and `run` raise. A folder that was made for
+    a run which then did not take a step is removed: the next try, with other settings, is a new
+    run.
     """
     folder, record = run_folder(settings, resume=resume), RunRecord()
     is_new = not folder.exists()
@@ -61,6 +64,7 @@ async def _train(
         live = Live(view, console=progress_console, transient=True, refresh_per_second=4)
         with live:
             if not record.finished >= set(members_of(settings)):
+                await asyncio.to_thread(check_shards, settings.training)
                 await run(settings, on_line, join=join)
     report = {**record.as_json(), "seconds": time.monotonic() - begun}
     write_results(folder, settings, record, report)
