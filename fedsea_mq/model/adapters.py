@@ -29,6 +29,7 @@ from fedsea_mq.model.adapter_set import (
 from fedsea_mq.model.lora import PROJECTIONS, Adapter, LoraSettings, check_adapter
 from fedsea_mq.model.partition import Cut, Part
 from fedsea_mq.model.safetensors_file import StoredTensor, stored_tensors
+from fedsea_mq.model.writing import told_if_unwritable
 
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -72,22 +73,24 @@ def write_adapter(
 
     Raises:
         AdapterError: the adapter is empty, or its names are not those of decoder blocks.
+        CheckpointError: the folder cannot be written.
     """
     blocks = {_block(name, settings) for name in adapter}
     if not blocks:
         raise AdapterError(f"{folder}: an adapter without tensors is not written")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / STAMP).unlink(missing_ok=True)
-    tensors = {f"{_PREFIX}{name}": tensor.contiguous() for name, tensor in adapter.items()}
-    partial = folder / f"{WEIGHTS}.partial"
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.chmod(0o644)  # as the files beside it: the folder is made to be handed out
-    partial.replace(folder / WEIGHTS)
-    config = settings.config(blocks)
-    config.inference_mode = True
-    config.save_pretrained(folder)
-    if of is not None:
-        write_stamp(folder, of, content_digest(settings, sorted(adapter.items())))
+    with told_if_unwritable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / STAMP).unlink(missing_ok=True)
+        tensors = {f"{_PREFIX}{name}": tensor.contiguous() for name, tensor in adapter.items()}
+        partial = folder / f"{WEIGHTS}.partial"
+        save_file(tensors, partial, metadata={"format": "pt"})
+        partial.chmod(0o644)  # as the files beside it: the folder is made to be handed out
+        partial.replace(folder / WEIGHTS)
+        config = settings.config(blocks)
+        config.inference_mode = True
+        config.save_pretrained(folder)
+        if of is not None:
+            write_stamp(folder, of, content_digest(settings, sorted(adapter.items())))
 
 
 def merge_adapters(folders: Sequence[Path], out: Path) -> None:

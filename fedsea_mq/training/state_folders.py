@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from fedsea_mq.errors import CheckpointError
+from fedsea_mq.model.writing import told_if_unwritable
 
 # One more than is needed where all parties agree on the round: they save one after the other.
 _KEPT: Final = 2
@@ -21,15 +22,16 @@ def written_whole(folder: Path) -> Iterator[Path]:
     """A folder to write into that becomes `folder` at the end, or is not there at all.
 
     Raises:
-        CheckpointError: `folder` is there already.
+        CheckpointError: `folder` is there already, or cannot be written.
     """
     if folder.exists():
         raise CheckpointError(f"{folder}: is there already; each checkpoint has its own folder")
     partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    partial.rename(folder)
+    with told_if_unwritable(folder):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(folder)
 
 
 class StateFolders:

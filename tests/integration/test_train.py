@@ -177,6 +177,16 @@ async def test_too_few_examples_are_told_before_anything_is_started(
     assert not (tmp_path / "runs" / RUN).exists()
 
 
+async def test_a_folder_that_cannot_be_written_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_settings(tmp_path).write(tmp_path / "train.yaml")
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    given = ["train", "--config", str(tmp_path / "train.yaml")]
+    assert await asyncio.to_thread(call, monkeypatch, *given) == 1
+    assert f"CheckpointError: {tmp_path / 'runs' / RUN}: cannot" in capsys.readouterr().err
+
+
 async def solo(settings: Settings, out: Path, **training: Any) -> Path:
     """A run of one member, in this process, on a system that is up; the member's folder."""
     own = {"out": out, "member": "solo", "clients": 1, **training}

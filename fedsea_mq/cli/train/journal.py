@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from fedsea_mq.model.writing import told_if_unwritable
+
 
 class Journal:
     """Lines with the process that spoke; each is on its way to disk at once. Use with `with`."""
@@ -36,8 +38,9 @@ class Journal:
         self._writing.close()
 
     def write(self, process: str, line: dict[str, Any]) -> None:
-        """Add one."""
-        self._writing.write(json.dumps({"process": process, **line}) + "\n")
+        """Add one. Raises `CheckpointError` if it cannot be written."""
+        with told_if_unwritable(self._file):
+            self._writing.write(json.dumps({"process": process, **line}) + "\n")
 
     def read(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """All that were written, but torn ones."""

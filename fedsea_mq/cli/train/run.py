@@ -15,6 +15,7 @@ from fedsea_mq.cli.processes import LocalSystem
 from fedsea_mq.cli.train.kept import Kept
 from fedsea_mq.cli.train.record import AGGREGATOR, RESTARTED
 from fedsea_mq.errors import ConfigError
+from fedsea_mq.model.writing import told_if_unwritable
 from fedsea_mq.settings import Settings
 
 # The process that spoke, and its line.
@@ -47,13 +48,15 @@ def alone_in(folder: Path) -> Iterator[None]:
 
     Raises:
         ConfigError: another command is in it.
+        CheckpointError: it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ConfigError(f"{folder}: another fedsea train is at this run") from None
+    with told_if_unwritable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ConfigError(f"{folder}: another fedsea train is at this run") from None
     try:
         yield
     finally:
