@@ -126,6 +126,8 @@ def _read_adapter(folder: Path, said: Mapping[str, Any]) -> AdapterState:
         kind, _, name = stored.name.partition(".")
         # A copy, so that no view keeps the mapped file alive.
         tensors[kind][name] = stored.read().clone()
+    if not all(tensor.isfinite().all() for tensor in tensors["adapter"].values()):
+        raise CheckpointError(f"{folder / file}: an adapter of numbers that are not all finite")
     return AdapterState(_count(said["steps"]), tensors["adapter"], tensors["moments"])
 
 

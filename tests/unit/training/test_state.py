@@ -142,6 +142,17 @@ def test_states_that_do_not_fit_or_are_damaged_are_refused(
         read_state(tmp_path / "saved")
 
 
+def test_an_adapter_that_is_not_finite_is_no_state_to_go_on_from(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    split = SplitTraining.load(tiny_llama, CUT, SETTINGS)
+    states = {"head": state_of(split.head)}
+    next(iter(states["head"].adapters["default"].adapter.values())).view(-1)[0] = torch.nan
+    write_state(tmp_path / "saved", states)
+    with pytest.raises(CheckpointError, match=r"head-0\.safetensors: .* not all finite"):
+        read_state(tmp_path / "saved")
+
+
 def test_gradients_that_wait_for_their_step_are_not_lost_in_silence(tiny_llama: Path) -> None:
     split = SplitTraining.load(tiny_llama, CUT, SETTINGS)
     batch = Batch((7,), (ADAPTER,))
