@@ -83,7 +83,7 @@ class RunCourse:
     def saved(self) -> list[Action]:
         """The state before the present round is on disk."""
         self._saving = False
-        if self.over:
+        if self.rounds.phase is Phase.FINISHED:
             return [Report(RunFinished(self.rounds.progress.done))]
         return self._begin_at_trunk()
 

@@ -319,6 +319,17 @@ class TestLosses:
         assert run.task("ada").duty is Duty.GIVE_UP
         assert run.of(r.RunGivenUp) == [r.RunGivenUp(0, 1, "the trunk was lost")]
 
+    def test_a_run_that_is_given_up_while_its_first_state_is_written_is_not_finished(self) -> None:
+        run = Aggregating(plan(rounds=1, min_clients=1, min_updates=1, max_attempts=1))
+        run.patient = True
+        run.do(run.core.begin(run.shared.vector, run.shared.now.attempt))
+        run.join("ada")
+        run.wait(run.plan.training_s + 1)
+        assert run.of(r.RunGivenUp)
+        while run.work():
+            pass
+        assert not run.of(r.RunFinished)
+
 
 class TestPoison:
     def test_a_huge_update_is_clipped_and_reported(self) -> None:
