@@ -103,8 +103,9 @@ def test_a_renewal_is_answered_where_it_was_asked_and_moves_nothing_else(trunk: 
     renew = Frame.build(Kind.RENEW, Nothing(), session=ANNA, seq=7)
     renewed = only(trunk.sessions.receive(renew, 5.0, DOOR))
     assert (renewed.to, Frame.read(renewed.parts).envelope.kind) == (DOOR, Kind.RENEWED)
-    assert trunk.sessions.next_expiry() == 15.0
     assert only(trunk.sessions.computed(work, states(1))).to == BROKER
+    assert trunk.sessions.expire(14.99) == []
+    assert trunk.sessions.ids == [ANNA]
 
 
 def test_work_past_the_broker_belongs_to_the_client_that_the_broker_named(trunk: Trunk) -> None:
