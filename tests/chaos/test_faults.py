@@ -211,14 +211,14 @@ async def test_a_killed_command_leaves_no_process_behind(tiny_llama: Path) -> No
     ("module", "port"), [("broker", "*"), ("nodes.trunk", "1"), ("nodes.aggregator", "1")]
 )
 async def test_a_process_whose_parent_was_gone_before_it_looked_ends(
-    module: str, port: str
+    module: str, port: str, tmp_path: Path
 ) -> None:
     """A node, too, that waits for a broker which is not there."""
     endpoint = f"tcp://127.0.0.1:{port}"
     orphan = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", module),
         *("--set", f"broker.clients={endpoint}", "--set", f"broker.nodes={endpoint}"),
-        *("--set", "training.run=orphaned"),
+        *("--set", "training.run=orphaned", "--set", f"training.out={tmp_path}"),
         env=os.environ | {PARENT: "0"},  # the id of no process
         stdout=asyncio.subprocess.DEVNULL,
     )
