@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from broker.admission import Admission, Ask, Verdict
 from broker.registry import Registry
+from broker.routes import Route, Routes
 from fedsea_mq.errors import (
     Busy,
     FedSeaError,
@@ -117,15 +118,6 @@ class BrokerTerms:
 
 
 @dataclass(slots=True)
-class _Route:
-    node: bytes
-    client: bytes | None
-    accepted: bool
-    # The id of its client's key; where there are no keys, a name that nobody is asked for.
-    owner: bytes
-
-
-@dataclass(slots=True)
 class Counters:
     """Totals since the broker started."""
 
@@ -143,7 +135,7 @@ class BrokerCore:
         self._secret = secret
         self._started_at = started_at
         self._registry = Registry(terms.timeout_ms / 1000)
-        self._routes: dict[bytes, _Route] = {}
+        self._routes = Routes()
         self._admission = Admission(self._registry)
         self._ticked_at = started_at
         # When idle clients were last sent heartbeats, and who was sent something since.
@@ -202,7 +194,7 @@ class BrokerCore:
         elif isinstance(asked, Enlist):
             yield self._begin(self._of_run(asked, now), peer, envelope, asked)
         else:
-            if self._is_young(now) and not self._registry.trunks:
+            if not self._registry.trunks:
                 raise self._yet_to_register
             yield from self._tell(self._admission.ask(Ask(peer, envelope, asked), now))
 
@@ -218,7 +210,7 @@ class BrokerCore:
         return replace(enlist, client=client)
 
     def _begin(self, node: bytes, peer: bytes, envelope: Envelope, asked: Open | Enlist) -> Send:
-        self._routes[envelope.session] = _Route(node, peer, accepted=False, owner=asked.client)
+        self._routes.begin(envelope.session, node, peer, asked.client)
         return self._relay(Side.NODES, node, [envelope.encode(), encode_body(asked)])
 
     def _of_run(self, asked: Enlist, now: float) -> bytes:
@@ -266,9 +258,9 @@ class BrokerCore:
                 raise Busy("nodes are still registering", self._terms.heartbeat_ms / 1000)
             raise SessionUnknown("no node holds this session")
 
-    def _end(self, session: bytes) -> _Route:
+    def _end(self, session: bytes) -> Route:
         """Forget a session, whose room on its node is free again."""
-        route = self._routes.pop(session)
+        route = self._routes.end(session)
         self._registry.ended(route.node, session)
         return route
 
@@ -299,6 +291,7 @@ class BrokerCore:
             case Kind.HEARTBEAT:
                 load = Frame(envelope, parts[1]).body(Load)
                 self._registry.heartbeat(peer, load, now)
+                self._compare(peer, load)
                 echo = Frame.build(Kind.HEARTBEAT, Nothing(), seq=envelope.seq)
                 yield Send(Side.NODES, peer, echo.parts())
                 yield from self._tell(self._admission.room_was_made(now))
@@ -309,37 +302,46 @@ class BrokerCore:
             case kind:
                 raise MalformedFrame(f"a {kind.name} frame is not for a node to send")
 
+    def _compare(self, peer: bytes, load: Load) -> None:
+        """Have a node say again what it holds, if that is less than is routed there.
+
+        Its frames come in order, so it holds all that it accepted and did not close. What it
+        closed may be routed there all the same: if it was told to by who did not know that it was
+        just about to register with it.
+        """
+        routed = self._routes.accepted_by(peer)
+        if routed > load.sessions:
+            raise NodeUnknown(f"{routed} sessions are routed to the node, which holds fewer")
+
     def _register(
         self, peer: bytes, envelope: Envelope, parts: Sequence[Part], now: float, who: Identity
     ) -> Iterator[Send]:
         offer = Frame(envelope, parts[1]).body(Register)
         who.must_be(_REGISTERS[offer.role])
-        owners = _owners(offer)
+        owners = zip(offer.sessions, _owners(offer), strict=True)
         self._registry.register(peer, offer, now, who.id)
-        held = set(offer.sessions)
-        gone = [
-            i for i, r in self._routes.items() if r.node == peer and r.accepted and i not in held
-        ]
-        for session in gone:
-            del self._routes[session]
-        for session, owner in zip(offer.sessions, owners, strict=True):
-            known = self._routes.get(session)
-            if known is not None and self._registry.owner(known.node) not in (None, who.id):
-                continue  # another key's node holds it, and has not gone
-            # What is known of the client stands, unless it is another than the session's.
-            stands = known is not None and (not who.id or known.owner == owner)
-            client = known.client if known is not None and stands else None
-            self._routes[session] = _Route(peer, client, accepted=True, owner=owner)
+        held = {session: owner for session, owner in owners if self._may_hold(session, who)}
+        for session, route in self._routes.registered(peer, held, keyed=bool(who.id)):
+            # A restarted broker sent it to another node before this one was here. That one closes
+            # it when it answers; its room is there again.
+            self._registry.ended(route.node, session)
         terms = Registered(self._terms.heartbeat_ms, self._terms.timeout_ms)
         yield Send(Side.NODES, peer, Frame.build(Kind.REGISTERED, terms, seq=envelope.seq).parts())
         yield from self._tell(self._admission.room_was_made(now))
+
+    def _may_hold(self, session: bytes, who: Identity) -> bool:
+        """Whether no other key's node holds the session, and has not gone."""
+        known = self._routes.get(session)
+        return known is None or self._registry.owner(known.node) in (None, who.id)
 
     def _to_client(
         self, peer: bytes, envelope: Envelope, parts: Sequence[Part], now: float
     ) -> Iterator[Send]:
         route = self._routes.get(envelope.session)
         if route is None or route.node != peer:
-            if envelope.kind not in (Kind.CLOSE, *_REFUSALS):
+            # Who has yet to register says then what it holds, and was only faster with an answer.
+            told = envelope.kind in (Kind.CLOSE, *_REFUSALS)
+            if peer in self._registry and not told:
                 yield self._close_on_node(peer, envelope.session)
             return
         if route.client is not None:
@@ -377,10 +379,10 @@ class BrokerCore:
         """
         if now - self._beat_at < self._terms.timeout_ms / 2000:
             return
-        clients = {route.client for route in self._routes.values() if route.client is not None}
         beat = Frame.build(Kind.HEARTBEAT, Nothing()).parts()
-        for client in clients - self._addressed:
-            yield Send(Side.CLIENTS, client, beat)
+        for client in self._routes.clients():
+            if client not in self._addressed:
+                yield Send(Side.CLIENTS, client, beat)
         self._beat_at = now
         self._addressed.clear()
 
@@ -394,7 +396,7 @@ class BrokerCore:
         sends: list[Send] = []
         self._admission.revoked(keys)
         reason = NotTrusted("the session's key is not trusted any more")
-        for session in [i for i, route in self._routes.items() if route.owner in keys]:
+        for session in self._routes.of_owners(keys):
             route = self._end(session)
             sends.append(self._close_on_node(route.node, session))
             if route.client is not None:
@@ -409,17 +411,16 @@ class BrokerCore:
         self.counters.errors += 1
         if side is Side.NODES:
             return self._lose_node(peer)
-        orphans = [i for i, route in self._routes.items() if route.client == peer]
+        orphans = self._routes.of_client(peer)
         return [self._close_on_node(self._end(i).node, i) for i in orphans]
 
     def _lose_node(self, peer: bytes) -> list[Send]:
         self._registry.drop(peer)
-        lost = [i for i, route in self._routes.items() if route.node == peer]
         reason = SessionLost("the node that held the session is gone")
         return [
             Send(Side.CLIENTS, route.client, Frame.closing(reason, session).parts())
-            for session in lost
-            if (route := self._routes.pop(session)).client is not None
+            for session, route in self._routes.end_all_of(peer)
+            if route.client is not None
         ]
 
     def _relay(self, side: Side, peer: bytes, parts: Sequence[Part]) -> Send:

@@ -40,9 +40,14 @@ class Registry:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._nodes: dict[bytes, Node] = {}
+        # The models of nodes that were here, the latest last: their nodes may come back.
+        self._served: dict[str, None] = {}
 
     def __len__(self) -> int:
         return len(self._nodes)
+
+    def __contains__(self, peer: object) -> bool:
+        return peer in self._nodes
 
     @property
     def trunks(self) -> list[Node]:
@@ -70,6 +75,10 @@ class Registry:
         room = Room(offer.load) if known is None else known.room
         room.registered(offer.load, offer.sessions)
         self._nodes[peer] = Node(peer, offer, room, now, owner)
+        self._served.pop(offer.fingerprint, None)
+        self._served[offer.fingerprint] = None
+        if len(self._served) > MAX_NODES:
+            del self._served[next(iter(self._served))]
 
     def heartbeat(self, peer: bytes, load: Load, now: float) -> None:
         """Note that a node lives, and its load. Raises `NodeUnknown`."""
@@ -108,11 +117,13 @@ class Registry:
         It is of the session's model, holds its adapter, and has a slot and the KV for it.
 
         Raises:
-            FingerprintMismatch: no node serves the client's model and cut.
+            FingerprintMismatch: no node serves the client's model and cut, or has done so.
             AdapterUnknown, AdapterMismatch: none of those holds the adapter.
-            Busy: all that serve it are full.
+            Busy: all that serve it are full, or away.
         """
         fits = [n for n in self.trunks if n.offer.fingerprint == asked.fingerprint]
+        if not fits and asked.fingerprint in self._served:
+            raise Busy("all nodes of this model are away")
         if not fits:
             served = sorted({n.offer.fingerprint[:12] for n in self.trunks})
             raise FingerprintMismatch(

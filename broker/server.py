@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -21,7 +20,7 @@ from fedsea_mq.security.settings import NO_KEYS, SecuritySection
 from fedsea_mq.security.trust_watch import TrustWatch
 from fedsea_mq.settings import BrokerSettings
 from fedsea_mq.transport.doorkeeper import Doorkeeper
-from fedsea_mq.transport.loop_socket import LoopSocket
+from fedsea_mq.transport.loop_socket import Context, LoopSocket
 from fedsea_mq.transport.outbox import Outbox
 
 _log = get_logger(__name__)
@@ -31,12 +30,19 @@ class Broker:
     """A broker on the running event loop; it serves while inside `async with`.
 
     `clients` and `nodes` are the endpoints it listens on, with the ports that `tcp://host:*` got.
+    Its sockets are of `context`, or of contexts of their own.
 
     Raises `KeyFileError`, `PlaintextRefused` or `ConfigError`, as the keys of `security` are.
     """
 
-    def __init__(self, settings: BrokerSettings, security: SecuritySection = NO_KEYS) -> None:
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        security: SecuritySection = NO_KEYS,
+        context: Context | None = None,
+    ) -> None:
         self._settings = settings
+        self._context = context
         self._terms = BrokerTerms(settings.heartbeat_ms, settings.timeout_ms)
         self._core: BrokerCore | None = None
         keyring = Keyring.load(security)
@@ -67,10 +73,11 @@ class Broker:
             copy=False,
             split=partial(unbundled_from, refuse=partial(self._refuse, side)),
             keys=keys,
+            context=self._context,
         )
 
     async def __aenter__(self) -> Self:
-        self._core = BrokerCore(self._terms, time.monotonic(), secrets.token_bytes(32))
+        self._core = BrokerCore(self._terms, _now(), secrets.token_bytes(32))
         async with AsyncExitStack() as stack:
             for side in Side:
                 await stack.enter_async_context(self._sockets[side])
@@ -100,7 +107,7 @@ class Broker:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(self._settings.heartbeat_ms / 2000)
-            self._deliver(self._running.tick(time.monotonic()))
+            self._deliver(self._running.tick(_now()))
 
     @property
     def _running(self) -> BrokerCore:
@@ -111,12 +118,12 @@ class Broker:
     def _from_client(self, message: list[Any]) -> None:
         peer, *parts = message
         who = self._doorkeepers[Side.CLIENTS].who(peer)
-        self._deliver(self._running.from_client(bytes(peer), parts, time.monotonic(), who))
+        self._deliver(self._running.from_client(bytes(peer), parts, _now(), who))
 
     def _from_node(self, message: list[Any]) -> None:
         peer, *parts = message
         who = self._doorkeepers[Side.NODES].who(peer)
-        self._deliver(self._running.from_node(bytes(peer), parts, time.monotonic(), who))
+        self._deliver(self._running.from_node(bytes(peer), parts, _now(), who))
 
     def _refuse(self, side: Side, peer: bytes, error: FedSeaError) -> None:
         self._deliver([self._running.refused(side, peer, error)])
@@ -131,3 +138,7 @@ class Broker:
         except (PeerUnreachable, SendQueueFull) as error:
             _log.warning("peer let go", side=side.name.lower(), reason=str(error))
             self._deliver(self._running.undelivered(side, peer))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

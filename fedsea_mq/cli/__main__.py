@@ -439,6 +439,28 @@ def status(
     _run(run(Settings.load(config, set_ or []), as_json=as_json, once=once))
 
 
+@app.command()
+def chaos(
+    quick: Annotated[bool, typer.Option("--quick", help="200 seeds.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Systems to simulate.")] = 1000,
+    first: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Repeat this one, and print all that happens.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Processes to simulate in.")] = 1,
+    as_json: options.AsJson = False,
+) -> None:
+    """Simulate systems under faults, a seed each, and see that all promises hold."""
+    from fedsea_mq.cli.chaos import command
+
+    if seed is not None:
+        held = command.repeat(seed, as_json=as_json)
+    else:
+        count = command.QUICK_SEEDS if quick else seeds
+        held = command.chaos(first, count, jobs, as_json=as_json)
+    sys.exit(0 if held else 1)
+
+
 def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]

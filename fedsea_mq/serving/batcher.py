@@ -108,7 +108,7 @@ class Batcher:
 
     It occupies the executor's thread while it runs. `max_wait_s` bounds how long a step waits for
     sessions that are on their way; it never waits longer than a step's fixed cost. `clock` tells
-    how long steps and slices take.
+    the time, in seconds.
     """
 
     def __init__(
@@ -130,6 +130,8 @@ class Batcher:
         self._sliced: deque[SlicedWork[Any]] = deque()
         self._turns = Turns()
         self._stopping = False
+        # Since when a step could have started.
+        self._ready_since: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread_done: asyncio.Future[None] | None = None
         self._computing: Sequence[Share[Work[Any]]] = ()
@@ -187,7 +189,7 @@ class Batcher:
         with self._changed:
             if self._loop is None or self._stopping:
                 raise NotRunning("the compute loop is not running")
-            now = time.monotonic()
+            now = self._clock()
             was_idle = not len(self._scheduler)
             self._scheduler.add(work, now)
             self._arrivals.arrived(work.owner.session, now)
@@ -225,14 +227,17 @@ class Batcher:
         try:
             self._run_until_stopped()
         finally:
-            # Whatever ended the thread, nobody waits for it in vain.
-            with self._changed:
-                self._stopping = True
-                waiting = self._scheduler.remove(lambda _: True)
-                sliced, self._sliced = list(self._sliced), deque()
-            begun = [share.work for share in self._computing]
-            stopped = NotRunning("the compute loop was stopped")
-            self._tell(_settle_all, [(work, stopped) for work in (*begun, *waiting, *sliced)])
+            self._stop()
+
+    def _stop(self) -> None:
+        """Whatever ended the thread, nobody waits for it in vain."""
+        with self._changed:
+            self._stopping = True
+            waiting = self._scheduler.remove(lambda _: True)
+            sliced, self._sliced = list(self._sliced), deque()
+        begun = [share.work for share in self._computing]
+        stopped = NotRunning("the compute loop was stopped")
+        self._tell(_settle_all, [(work, stopped) for work in (*begun, *waiting, *sliced)])
 
     def _run_until_stopped(self) -> None:
         while (turn := self._next_turn()) is not None:
@@ -267,24 +272,30 @@ class Batcher:
     def _next_turn(self) -> list[Share[Work[Any]]] | SlicedWork[Any] | None:
         """Wait for the next step or slice to start; None to stop."""
         with self._changed:
-            ready_since: float | None = None
             while not self._stopping:
-                now = time.monotonic()
-                self._expire(now)
-                step_ready = len(self._scheduler) > 0
-                if self._sliced and self._turns.slice_may_run(step_ready=step_ready):
-                    return self._sliced[0]
-                if not step_ready:
-                    ready_since = None
-                    self._changed.wait()
-                    continue
-                ready_since = now if ready_since is None else ready_since
-                until = self._hold_until(now, ready_since)
-                if until is None:
-                    self.stats.waited_s += now - ready_since
-                    return self._scheduler.plan(now, self._long_beside)
-                self._changed.wait(until - now)
+                now = self._clock()
+                turn = self._turn_at(now)
+                if not isinstance(turn, float):
+                    return turn
+                self._changed.wait(None if turn == math.inf else turn - now)
             return None
+
+    def _turn_at(self, now: float) -> list[Share[Work[Any]]] | SlicedWork[Any] | float:
+        """The step or slice to start now, or until when to wait; infinity for until told."""
+        self._expire(now)
+        step_ready = len(self._scheduler) > 0
+        if self._sliced and self._turns.slice_may_run(step_ready=step_ready):
+            return self._sliced[0]
+        if not step_ready:
+            self._ready_since = None
+            return math.inf
+        since = self._ready_since = now if self._ready_since is None else self._ready_since
+        until = self._hold_until(now, since)
+        if until is not None:
+            return until
+        self._ready_since = None
+        self.stats.waited_s += now - since
+        return self._scheduler.plan(now, self._long_beside)
 
     def _hold_until(self, now: float, ready_since: float) -> float | None:
         """Until when to wait for sessions on their way; None to start now.
@@ -316,7 +327,7 @@ class Batcher:
             if share.completes or isinstance(outcome, Exception)
         ]
         with self._changed:
-            now = time.monotonic()
+            now = self._clock()
             for work, outcome in done:
                 self._arrivals.answered(work.owner.session, work.forward, now)
                 if isinstance(outcome, Exception):

@@ -18,7 +18,7 @@ from fedsea_mq.security.identity import Identity, Party
 from fedsea_mq.security.keyring import DoorKeys
 from fedsea_mq.transport.connection_limit import ConnectionLimit
 from fedsea_mq.transport.doorkeeper import Doorkeeper
-from fedsea_mq.transport.loop_socket import LoopSocket
+from fedsea_mq.transport.loop_socket import Context, LoopSocket
 from fedsea_mq.transport.outbox import Outbox
 
 _log = get_logger(__name__)
@@ -38,6 +38,7 @@ class DirectListener:
         max_connections: further clients are refused, and go through the broker.
         on_undelivered: called with each message whose receiver is gone, or too slow to take it.
         keys: its own, and those of the clients that may come; without, anybody may.
+        context: of which no other socket listens; if there is none, one of its own.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class DirectListener:
         max_queued: int,
         max_connections: int,
         keys: DoorKeys | None = None,
+        context: Context | None = None,
     ) -> None:
         self.endpoint = endpoint
         self._on_frame = on_frame
@@ -62,6 +64,7 @@ class DirectListener:
             copy=False,
             split=partial(unbundled_from, refuse=self._refuse),
             keys=keys,
+            context=context,
         )
         self._limit = ConnectionLimit(self._socket, max_connections)
         self._doorkeeper = Doorkeeper(self._socket, keys, lambda: self._limit.is_exceeded)

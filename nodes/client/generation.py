@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -148,9 +149,10 @@ async def decode(
     chooser = _Chooser(plan, tokens)
     drafting = None if plan.drafts is None else plan.drafts(len(tokens) + most)
     pending = tokens[session.cached :]
+    clock = asyncio.get_running_loop().time
     try:
         while True:
-            begun, draft = time.perf_counter(), list[int]()
+            begun, draft = clock(), list[int]()
             if drafting is not None:
                 room = min(most - stats.new_tokens, session.frame_positions) - 1
                 draft = await drafting.draft(tokens, room)
@@ -160,7 +162,7 @@ async def decode(
             # Of the drafts, those that were not chosen are not part of the sequence.
             session.roll_back(session.cached - len(draft) + len(chosen) - 1)
             if drafting is not None and stats.new_tokens:  # a prompt's time says nothing of drafts
-                seconds = time.perf_counter() - begun
+                seconds = clock() - begun
                 drafting.length.note(len(draft), len(chosen) - 1, seconds)
             stats.drafted += len(draft)
             stats.accepted += len(chosen) - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -51,18 +52,28 @@ class ClientNode:
             async for token in client.generate("Once"):
                 print(token.text, end="")
 
-    `make_link` is what connects it to others, for links that are not plain. Where an `adapter` can
-    be named, it is one of `client.adapters`; by default that of `client.adapter`, and None is none.
+    `make_link` is what connects it to others, for links that are not plain; `engine` what computes,
+    by default the parts that the settings say; session ids come from `entropy`. Where an `adapter`
+    can be named, it is one of `client.adapters`; by default that of `client.adapter`, and None is
+    none.
 
     Raises on entry: `CheckpointError`, `UnsupportedModel`, `IllegalCut` or `AdapterError`, as the
     model and the adapters say; `KeyFileError`, `PlaintextRefused` or `ConfigError`, as the keys
     are.
     """
 
-    def __init__(self, settings: Settings, make_link: MakeLink = PeerLink) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        make_link: MakeLink = PeerLink,
+        *,
+        engine: ClientEngine | None = None,
+        entropy: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
         self._settings = settings
         self._make_link = make_link
-        self._engine = ClientEngine(settings)
+        self._engine = engine or ClientEngine(settings)
+        self._entropy = entropy
         self._stack = AsyncExitStack()
         self._wires: Wires | None = None
         self._draft_length = DraftLength(settings.client.max_draft)
@@ -93,7 +104,7 @@ class ClientNode:
             await stack.enter_async_context(direct)
             background = await stack.enter_async_context(Background())
             background.start(self._engine.batcher.watch(), "fedsea client compute")
-            self._wires = Wires(requests, link.send, direct, background)
+            self._wires = Wires(requests, link.send, direct, background, self._entropy)
             self._stack = stack.pop_all()
         _log.info("client ready", noise_std=round(self.noise_std, 6), wire=client.wire_dtype.value)
         return self

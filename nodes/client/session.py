@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from fedsea_mq.errors import (
     MalformedFrame,
     NotRunning,
     PositionConflict,
+    PositionGap,
     RemoteError,
     SessionLost,
     SessionUnknown,
@@ -49,6 +49,8 @@ class Wires:
     send: Callable[[Parts], None]
     direct: DirectLinks
     background: Background
+    # Where session ids come from.
+    entropy: Callable[[int], bytes] = secrets.token_bytes
 
 
 class ClientSession:
@@ -74,7 +76,7 @@ class ClientSession:
         self._path: DirectPath | None = None
         self._id = b""
         # To the client's own batcher every session is as good as another.
-        self._owner = Owner(client=b"", session=secrets.token_bytes(SESSION_BYTES))
+        self._owner = Owner(client=b"", session=wires.entropy(SESSION_BYTES))
         self._closed = False
         self._renewing: asyncio.Task[None] | None = None
         # Whether the trunk may hold positions beyond `cached`.
@@ -106,7 +108,7 @@ class ClientSession:
         return self._accept
 
     async def __aenter__(self) -> Self:
-        await self._open()
+        await self._open_anywhere()
         self._renewing = self._wires.background.start(self._renew(), "fedsea lease")
         return self
 
@@ -128,10 +130,17 @@ class ClientSession:
         with suppress(NotRunning):  # then the lease frees it
             self._wires.send(Frame.build(Kind.CLOSE, Nothing(), session=self._id).parts())
 
+    async def _open_anywhere(self) -> None:
+        """Open on the node that the broker names, and on another where that one is just gone."""
+        for _ in range(_RECOVERIES):
+            with suppress(SessionLost, SessionUnknown):
+                return await self._open()
+        raise SessionLost(f"the node of a session was gone {_RECOVERIES} times as it opened")
+
     async def _open(self) -> None:
         """Open under a new id, so that nothing of an older session can be mistaken for this one."""
         self._leave_path()
-        self._id = secrets.token_bytes(SESSION_BYTES)
+        self._id = self._wires.entropy(SESSION_BYTES)
         asked = Open(
             fingerprint=self._loaded.fingerprint,
             max_positions=self._max_positions,
@@ -227,7 +236,9 @@ class ClientSession:
                 if self._lost:
                     await self._recover()
                 return await self._send(self.cached, count, returned)
-            except (SessionLost, SessionUnknown):
+            except (SessionLost, SessionUnknown, PositionGap):
+                # A gap: the node holds less than it has said. A session that it let go of was
+                # opened anew by a copy of OPEN that came late, and is empty.
                 self._lost = True
         raise SessionLost(f"the session was lost {_RECOVERIES} times in one step")
 
@@ -258,7 +269,8 @@ class ClientSession:
 
     async def _ask(self, body: Extend) -> Frame:
         """The answer to an extend frame, which waits for one before it that was given up."""
-        give_up_at = time.monotonic() + self._wires.requests.give_up_s
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + self._wires.requests.give_up_s
         while True:
             try:
                 return await self._wires.requests.ask(
@@ -271,13 +283,14 @@ class ClientSession:
                 )
             except PositionConflict:
                 # A frame that rewinds conflicts only with one that is still being computed.
-                if not body.rewinds or time.monotonic() > give_up_at:
+                if not body.rewinds or loop.time() > give_up_at:
                     raise
             await asyncio.sleep(_IN_FLIGHT_S)
 
     async def _recover(self) -> None:
         """Take the session to a node that is alive, by replaying the bytes already sent."""
         self.recoveries += 1
+        self._tell_closed()
         await self._open()
         self._rewinds = False
         await self._send(0, self.cached, 0)

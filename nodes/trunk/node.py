@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
 import torch
 
-from fedsea_mq.errors import AdapterError, FedSeaError, NotRunning
+from fedsea_mq.errors import FedSeaError, NotRunning
 from fedsea_mq.log import get_logger
 from fedsea_mq.model.attention import Span
-from fedsea_mq.model.checkpoint import Checkpoint
-from fedsea_mq.model.held_adapters import hold_adapters, open_adapters
 from fedsea_mq.model.kv_cache import KVCache
-from fedsea_mq.model.numerics import Numerics
-from fedsea_mq.model.partition import Cut
-from fedsea_mq.model.parts import BlockRun, load_trunk, split_spans, weight_bytes
+from fedsea_mq.model.parts import BlockRun, weight_bytes
 from fedsea_mq.model.wire_states import decode_states, encode_states
-from fedsea_mq.protocol.adapter_ref import AdapterRef
 from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import MAX_SESSIONS_A_NODE, Load, Register
 from fedsea_mq.protocol.payload import WireDtype
 from fedsea_mq.security.identity import Identity
 from fedsea_mq.serving.background import Background
 from fedsea_mq.serving.batcher import Batcher, Forward, Work, joined
-from fedsea_mq.serving.compute_thread import compute_thread
 from fedsea_mq.serving.memory import peak_rss_bytes
-from fedsea_mq.serving.scheduler import StepLimits
 from fedsea_mq.serving.trunk_sessions import (
     BROKER,
     Action,
@@ -43,15 +35,11 @@ from fedsea_mq.serving.trunk_sessions import (
     TrunkTerms,
 )
 from fedsea_mq.settings import Settings
-from fedsea_mq.training.trunk_compute import TrunkCompute
+from fedsea_mq.transport.loop_socket import Context
 from nodes.membership import Membership
+from nodes.trunk.engine import Loaded, Offer, TrunkEngine
 from nodes.trunk.meter import Meter
-from nodes.trunk.training import (
-    TrunkTraining,
-    check_trainable,
-    training_terms,
-    trunk_compute,
-)
+from nodes.trunk.training import TrunkTraining, training_terms
 from nodes.trunk.wires import Wires
 
 _log = get_logger(__name__)
@@ -61,50 +49,55 @@ _EXPIRY_CHECK_S = 0.5
 class TrunkNode:
     """Serves the model's middle blocks while inside `async with`; trains them, if it has a run.
 
+    `engine` is what computes, by default the blocks that the settings say; the sockets are of
+    `context`, or of contexts of their own.
+
     Raises on entry: `CheckpointError`, `UnsupportedModel`, `IllegalCut` or `AdapterError`, as the
     model and the adapters say; `ConfigError` for numbers that it cannot both serve and train in.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        engine: TrunkEngine | None = None,
+        context: Context | None = None,
+    ) -> None:
         self._settings = settings
-        self._trains = settings.training.run is not None
         self.name = settings.trunk.name or f"trunk-{secrets.token_hex(3)}"
+        self._engine = engine or TrunkEngine(settings, self.name)
+        self._context = context
         self._stack = AsyncExitStack()
         self._caches: dict[bytes, KVCache] = {}
         self._empty = asyncio.Event()
         self._parts: _Parts | None = None
 
     async def __aenter__(self) -> Self:
-        loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
-            executor = await stack.enter_async_context(compute_thread(f"{self.name} compute"))
-            run, offer, compute = await loop.run_in_executor(executor, self._load)
-            trunk = self._settings.trunk
-            batcher = Batcher(
-                executor, StepLimits(trunk.step_positions), max_wait_s=trunk.max_wait_ms / 1000
-            )
-            await stack.enter_async_context(batcher)
-            wires = await stack.enter_async_context(Wires(self._settings, self._receive))
+            engine = await stack.enter_async_context(self._engine)
+            loaded, batcher = engine.loaded, engine.batcher
+            wires = Wires(self._settings, self._receive, self._context)
+            await stack.enter_async_context(wires)
             background = await stack.enter_async_context(Background())
             membership = Membership(wires.send, self._offer, self._load_now)
             stack.callback(membership.leave)
             self._parts = _Parts(
-                run,
-                lambda hidden, spans: split_spans(run(hidden, spans), spans),
-                offer,
-                TrunkSessions(self._terms(run, offer, wires)),
+                loaded.run,
+                engine.run_blocks,
+                loaded.offer,
+                TrunkSessions(self._terms(loaded, wires)),
                 batcher,
                 wires,
                 background,
                 membership,
-                Meter(batcher.stats, time.monotonic()),
-                self._training(offer, compute, batcher, wires),
+                Meter(batcher.stats, _now()),
+                self._training(loaded, batcher, wires),
             )
             background.start(membership.run(), f"{self.name} membership")
             background.start(batcher.watch(), f"{self.name} compute")
             background.start(self._expire(), f"{self.name} leases")
             self._stack = stack.pop_all()
-        _log.info("trunk ready", node=self.name, blocks=str(run.kv_shape.blocks))
+        blocks = str(loaded.run.kv_shape.blocks)
+        _log.info("trunk ready", node=self.name, blocks=blocks)
         return self
 
     async def __aexit__(self, *reason: object) -> None:
@@ -157,34 +150,16 @@ class TrunkNode:
             raise NotRunning(f"trunk node {self.name} is not running")
         return self._parts
 
-    def _load(self) -> tuple[BlockRun, _Offer, TrunkCompute | None]:
-        model = self._settings.model
-        if self._trains:
-            check_trainable(self._settings)
-        cut = Cut(model.head_blocks, model.tail_blocks)
-        checkpoint = Checkpoint.open(model.path)
-        run = load_trunk(checkpoint, cut, replace(Numerics.of(model), trains=self._trains))
-        offer = _Offer(
-            checkpoint.fingerprint(cut),
-            cut,
-            checkpoint.hidden,
-            checkpoint.max_positions,
-            _adapters(run, self._settings, checkpoint.blocks),
-        )
-        compute = trunk_compute(run, self._settings, checkpoint) if self._trains else None
-        return run, offer, compute
-
-    def _training(
-        self, offer: _Offer, compute: TrunkCompute | None, batcher: Batcher, wires: Wires
-    ) -> TrunkTraining | None:
-        if compute is None:
+    def _training(self, loaded: Loaded, batcher: Batcher, wires: Wires) -> TrunkTraining | None:
+        if loaded.training is None:
             return None
+        offer = loaded.offer
         terms = training_terms(self._settings, self.name, offer.fingerprint, offer.hidden)
-        return TrunkTraining(terms, compute, batcher, wires.send)
+        return TrunkTraining(terms, loaded.training, batcher, wires.send)
 
-    def _terms(self, run: BlockRun, offer: _Offer, wires: Wires) -> TrunkTerms:
-        trunk = self._settings.trunk
-        positions = (trunk.kv_memory_mb << 20) // run.kv_shape.bytes_per_position
+    def _terms(self, loaded: Loaded, wires: Wires) -> TrunkTerms:
+        trunk, offer = self._settings.trunk, loaded.offer
+        positions = (trunk.kv_memory_mb << 20) // loaded.run.kv_shape.bytes_per_position
         return TrunkTerms(
             node=self.name,
             fingerprint=offer.fingerprint,
@@ -210,7 +185,7 @@ class TrunkNode:
         if origin == BROKER and parts.training is not None and parts.training.takes(frame):
             parts.training.receive(frame)
             return
-        self._act(parts.sessions.receive(frame, time.monotonic(), origin, who.id))
+        self._act(parts.sessions.receive(frame, _now(), origin, who.id))
 
     def _act(self, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -266,7 +241,7 @@ class TrunkNode:
     async def _expire(self) -> None:
         while True:
             await asyncio.sleep(_EXPIRY_CHECK_S)
-            actions = self._running.sessions.expire(time.monotonic())
+            actions = self._running.sessions.expire(_now())
             if actions:
                 _log.info("leases ran out", node=self.name, sessions=len(actions) // 2)
             self._act(actions)
@@ -302,28 +277,8 @@ class TrunkNode:
             peak_rss_bytes=peak_rss_bytes(),
             sessions_peak=peaks.sessions,
             kv_positions_peak=peaks.kv_reserved,
-            **parts.meter.rates(time.monotonic()),
+            **parts.meter.rates(_now()),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Offer:
-    """What the checkpoint says of the trunk, and the adapters that it holds."""
-
-    fingerprint: str
-    cut: Cut
-    hidden: int
-    max_positions: int
-    adapters: Sequence[AdapterRef]
-
-
-def _adapters(run: BlockRun, settings: Settings, total: int) -> Sequence[AdapterRef]:
-    """Put the settings' adapters into the blocks. Raises `AdapterError`."""
-    opened = open_adapters(settings.trunk.adapters, total)
-    for name, found in hold_adapters(run, opened).items():
-        if not found:
-            raise AdapterError(f"trunk.adapters.{name}: nothing for any of the trunk's blocks")
-    return [AdapterRef(name, one.of.digest) for name, one in opened.items()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,7 +287,7 @@ class _Parts:
 
     run: BlockRun
     forward: Forward
-    offer: _Offer
+    offer: Offer
     sessions: TrunkSessions
     batcher: Batcher
     wires: Wires
@@ -348,6 +303,10 @@ class _Parts:
     @property
     def training_owners(self) -> list[bytes]:
         return [] if self.training is None else self.training.sessions.owners
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _encode_last(

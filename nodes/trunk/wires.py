@@ -16,6 +16,7 @@ from fedsea_mq.serving.trunk_sessions import BROKER
 from fedsea_mq.settings import Settings
 from fedsea_mq.transport.direct_listener import WELCOME, DirectListener
 from fedsea_mq.transport.link import PeerLink
+from fedsea_mq.transport.loop_socket import Context
 
 
 def _keep_trying(_: RemoteError) -> None:
@@ -25,12 +26,16 @@ def _keep_trying(_: RemoteError) -> None:
 class Wires:
     """`on_frame` is called with each frame, where it came from and whose it is.
 
-    What the broker passes on is as good as anybody's: it has seen to whose it is. Use with `async
-    with`. Raises `KeyFileError`, `PlaintextRefused` or `ConfigError`, as the keys are.
+    What the broker passes on is as good as anybody's: it has seen to whose it is. Its sockets are
+    of `context`, or of contexts of their own. Use with `async with`. Raises `KeyFileError`,
+    `PlaintextRefused` or `ConfigError`, as the keys are.
     """
 
     def __init__(
-        self, settings: Settings, on_frame: Callable[[Frame, bytes, Identity], None]
+        self,
+        settings: Settings,
+        on_frame: Callable[[Frame, bytes, Identity], None],
+        context: Context | None = None,
     ) -> None:
         broker, direct = settings.broker, settings.trunk.direct
         max_part_bytes = broker.max_part_mb << 20
@@ -41,6 +46,7 @@ class Wires:
             max_part_bytes=max_part_bytes,
             keys=self._keyring.to_broker(broker.nodes),
             on_refused=_keep_trying,
+            context=context,
         )
         self._listener: DirectListener | None = None
         if direct is not None:
@@ -52,6 +58,7 @@ class Wires:
                 max_queued=broker.max_queued_frames,
                 max_connections=settings.trunk.max_sessions,
                 keys=self._keyring.door(direct, WELCOME),
+                context=context,
             )
         self._stack = AsyncExitStack()
 

@@ -122,7 +122,7 @@ class ScriptedNode:
         self._link = PeerLink(self.settings.broker.nodes, self._receive, max_part_bytes=1 << 26)
         await self._stack.enter_async_context(self._link)
         background = await self._stack.enter_async_context(Background())
-        self._membership = Membership(self._link.send, self._offer, lambda: _LOAD)
+        self._membership = Membership(self._link.send, self._offer, self._load)
         self._stack.callback(self._membership.leave)
         background.start(self._membership.run(), f"{self.role} membership")
         background.start(self._work(), f"{self.role} work")
@@ -132,6 +132,9 @@ class ScriptedNode:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
+    def _load(self) -> Load:
+        return replace(_LOAD, sessions=len(self.members))
+
     def _offer(self) -> Register:
         return Register(
             name=f"scripted-{self.role}",
@@ -139,7 +142,7 @@ class ScriptedNode:
             head_blocks=self.cut.head_blocks,
             tail_blocks=self.cut.tail_blocks,
             hidden=self.checkpoint.hidden,
-            load=_LOAD,
+            load=self._load(),
             sessions=list(self.members),
             role=self.role,
             run=RUN,

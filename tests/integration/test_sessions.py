@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from fedsea_mq.protocol.envelope import Kind
+from fedsea_mq.protocol.frames import Frame
+from fedsea_mq.protocol.messages import Open
+from fedsea_mq.protocol.payload import WireDtype
+from fedsea_mq.transport.link import PeerLink
 from nodes import TrunkNode
 from nodes.client.session import ClientSession
 from tests.integration.systems import System, running, until
@@ -76,6 +82,43 @@ async def test_a_session_goes_on_at_a_node_with_smaller_frames(tiny_llama: Path)
             came = await session.advance(TOKENS[50:100], as_they_are, rows=20)
             assert (session.node, session.recoveries) == ("narrow", 1)
     assert_equal(came, oracle(tiny_llama, TOKENS[:100], rows=20))
+
+
+async def test_a_session_is_opened_elsewhere_where_its_node_was_gone_and_nobody_knew(
+    tiny_llama: Path,
+) -> None:
+    async with running(tiny_llama) as system:
+        # A node with more room than any, that leaves without a word.
+        (real,) = system.trunks
+        offer = real._offer()
+        room = replace(offer.load, kv_positions_free=1 << 40, kv_positions_total=1 << 40)
+        answers: list[Frame] = []
+        link = PeerLink(system.broker.nodes, answers.append, max_part_bytes=1 << 20)
+        async with link:
+            link.send(Frame.build(Kind.REGISTER, replace(offer, name="gone", load=room)).parts())
+            await until(lambda: bool(answers))
+        async with system.client.session(MOST) as session:
+            came = await session.advance(TOKENS, as_they_are)
+            assert session.node == real.name
+    assert_equal(came, oracle(tiny_llama, TOKENS))
+
+
+async def test_a_session_that_its_node_holds_empty_is_brought_up_to_date(tiny_llama: Path) -> None:
+    async with running(tiny_llama) as system, system.client.session(MOST) as session:
+        await session.advance(TOKENS[:100], as_they_are)
+        # It was let go of, and a late copy of OPEN opened it again under its id.
+        (node,) = system.trunks
+        node._act(node._running.sessions._close(session._id))
+        opening = Open(
+            fingerprint=system.client.model.fingerprint, max_positions=MOST, dtype=WireDtype.FP32
+        )
+        again = Frame.build(Kind.OPEN, opening, session=session._id)
+        node._act(node._running.sessions.receive(again, asyncio.get_running_loop().time()))
+        came = await session.advance(TOKENS[100:], as_they_are)
+        assert session.recoveries == 1
+        # The empty one does not wait for its lease.
+        await until(lambda: node.sessions == 1)
+    assert_equal(came, oracle(tiny_llama, TOKENS))
 
 
 @pytest.mark.parametrize("given_up", [False, True], ids=["goes on", "given up between"])

@@ -33,7 +33,7 @@ _PAYLOAD: Final = bytes(8192)
 _WINDOW: Final = 64
 _RESULT: Final = encode_body(Result(1, 1))
 _LOAD: Final = Load(
-    kv_positions_free=1 << 20, kv_positions_total=1 << 20, sessions=0, sessions_free=1 << 14
+    kv_positions_free=1 << 20, kv_positions_total=1 << 20, sessions=1 << 10, sessions_free=1 << 14
 )
 
 

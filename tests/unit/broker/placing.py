@@ -30,8 +30,13 @@ S1, S2, S3 = b"1" * 16, b"2" * 16, b"3" * 16
 EXTEND = Extend(cached=0, count=1, returned=1)
 
 
-def load(free: int = 100, total: int = 100, slots: int = 1000) -> Load:
-    return Load(kv_positions_free=free, kv_positions_total=total, sessions=0, sessions_free=slots)
+def load(free: int = 100, total: int = 100, slots: int = 1000, sessions: int = 1000) -> Load:
+    return Load(
+        kv_positions_free=free,
+        kv_positions_total=total,
+        sessions=sessions,
+        sessions_free=slots,
+    )
 
 
 def offer(name: str, free: int = 100, total: int = 100, **other: Any) -> Register:

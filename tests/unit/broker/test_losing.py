@@ -9,7 +9,19 @@ from fedsea_mq.errors import Busy, NodeUnknown, SessionLost, SessionUnknown
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Nothing, Registered
-from tests.unit.broker.placing import S1, S2, TERMS, Placing, closes, offer, read, refused, result
+from tests.unit.broker.placing import (
+    S1,
+    S2,
+    TERMS,
+    Placing,
+    accept,
+    closes,
+    load,
+    offer,
+    read,
+    refused,
+    result,
+)
 
 A, B = b"node-a", b"node-b"
 ANNA, BERT = b"anna", b"bert"
@@ -119,6 +131,48 @@ class TestLosing:
 
 
 class TestRestart:
+    def test_an_answer_of_a_node_that_has_yet_to_register_ends_no_session(self) -> None:
+        """It was queued while the broker was away, and is here before the node's sessions are."""
+        placing = Placing(now=1.0)
+        assert placing.node_says(A, result(S1)) == []
+        placing.register(A, offer("a", sessions=[S1]))
+        assert placing.extend(ANNA, S1).peer == A
+        # One of a session that the node did not name is of no use to anybody.
+        (sent,) = placing.node_says(A, result(S2))
+        assert closes(sent, A, S2)
+
+    def test_an_answer_under_the_new_address_of_a_node_ends_no_session(
+        self, placing: Placing
+    ) -> None:
+        placing.opened(ANNA, S1)
+        assert placing.node_says(B, result(S1)) == []
+        assert placing.extend(ANNA, S1).peer == A
+
+    def test_a_session_that_was_sent_to_two_nodes_is_its_holders_and_takes_no_room_elsewhere(
+        self,
+    ) -> None:
+        """The broker was restarted before it was answered, and the first node is there later."""
+        placing = Placing(now=1.0)
+        placing.register(B)
+        assert placing.open(ANNA, S1, positions=100).peer == B
+        placing.register(A, offer("a", free=0, sessions=[S1]))
+        assert placing.extend(ANNA, S1).peer == A
+        (sent,) = placing.node_says(B, accept(S1))
+        assert closes(sent, B, S1)
+        assert placing.open(BERT, S2, positions=100).peer == B
+
+    def test_a_node_that_holds_fewer_sessions_than_are_routed_to_it_says_which(
+        self, placing: Placing
+    ) -> None:
+        placing.opened(ANNA, S1)
+        placing.opened(ANNA, S2)
+        (told,) = placing.heartbeat(A, load(sessions=1))
+        refused(told, NodeUnknown)
+        placing.register(A, offer("a", sessions=[S2]))
+        assert placing.sessions == 1
+        (echo,) = placing.heartbeat(A, load(sessions=1))
+        assert read(echo).envelope.kind is Kind.HEARTBEAT
+
     def test_given_a_young_broker_then_unknown_sessions_are_told_to_wait(self) -> None:
         placing = Placing(now=1.0)
         told = refused(placing.extend(ANNA, S1), Busy)

@@ -131,12 +131,17 @@ def test_who_waits_for_one_model_is_in_nobodys_way_for_another(placing: Placing)
     assert read(placing.open(CARL, S3, fingerprint=QWEN)).envelope.kind is Kind.OPEN
 
 
-def test_who_waits_for_a_model_that_nobody_serves_any_more_is_told_so(placing: Placing) -> None:
+def test_who_waits_for_a_model_whose_nodes_are_away_has_room_when_one_comes_back(
+    placing: Placing,
+) -> None:
     waits(placing, BERT, S2)
     placing.node_says(A, Frame.build(Kind.LEAVE, Nothing()))
-    (_, told) = placing.register(B, offer("b", fingerprint=QWEN))
-    assert told.peer == BERT
-    refused(told, FingerprintMismatch)
+    assert opened(placing.register(B, offer("b", fingerprint=QWEN))) == []
+    assert opened(placing.register(A)) == [S2]
+
+
+def test_who_asks_for_a_model_that_was_never_here_is_told_so(placing: Placing) -> None:
+    refused(placing.open(BERT, S2, fingerprint=QWEN), FingerprintMismatch)
 
 
 def test_there_is_an_end_to_who_is_kept_and_the_others_are_sent_away_for_longer(

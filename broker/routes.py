@@ -1,0 +1,101 @@
+"""Which node holds each session, and which client spoke for it last. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Route:
+    """Where one session's frames go. `accepted` once its node has said that it holds it."""
+
+    node: bytes
+    client: bytes | None
+    accepted: bool
+    # The id of its client's key; where there are no keys, a name that nobody is asked for.
+    owner: bytes
+
+
+class Routes:
+    """The routes of all sessions, and those of each node."""
+
+    def __init__(self) -> None:
+        self._routes: dict[bytes, Route] = {}
+        self._of_node: dict[bytes, dict[bytes, Route]] = {}
+
+    def __len__(self) -> int:
+        return len(self._routes)
+
+    def get(self, session: bytes) -> Route | None:
+        """The route of a session, if there is one."""
+        return self._routes.get(session)
+
+    def begin(self, session: bytes, node: bytes, client: bytes, owner: bytes) -> None:
+        """A session is sent to a node."""
+        self._put(session, Route(node, client, accepted=False, owner=owner))
+
+    def registered(
+        self, node: bytes, held: Mapping[bytes, bytes], *, keyed: bool
+    ) -> list[tuple[bytes, Route]]:
+        """A node holds these sessions, each with its owner, and none that it accepted before.
+
+        What is known of a session's client stands, unless it is another than the owner; without
+        keys, owners are names that say nothing. Returns the sessions that were sent elsewhere
+        meanwhile, with the routes that they had.
+        """
+        gone = [
+            session
+            for session, route in self._of_node.get(node, {}).items()
+            if route.accepted and session not in held
+        ]
+        for session in gone:
+            self.end(session)
+        moved = []
+        for session, owner in held.items():
+            known = self._routes.get(session)
+            if known is not None and known.node != node:
+                moved.append((session, known))
+            stands = known is not None and (not keyed or known.owner == owner)
+            client = known.client if known is not None and stands else None
+            self._put(session, Route(node, client, accepted=True, owner=owner))
+        return moved
+
+    def _put(self, session: bytes, route: Route) -> None:
+        if session in self._routes:
+            self.end(session)
+        self._routes[session] = route
+        self._of_node.setdefault(route.node, {})[session] = route
+
+    def end(self, session: bytes) -> Route:
+        """Forget a session."""
+        route = self._routes.pop(session)
+        of_node = self._of_node[route.node]
+        del of_node[session]
+        if not of_node:
+            del self._of_node[route.node]
+        return route
+
+    def end_all_of(self, node: bytes) -> list[tuple[bytes, Route]]:
+        """Forget the sessions of a node: these."""
+        lost = self._of_node.pop(node, {})
+        for session in lost:
+            del self._routes[session]
+        return list(lost.items())
+
+    def accepted_by(self, node: bytes) -> int:
+        """Sessions that a node has said that it holds."""
+        return sum(route.accepted for route in self._of_node.get(node, {}).values())
+
+    def of_client(self, client: bytes) -> list[bytes]:
+        """The sessions that a client spoke for last."""
+        return [session for session, route in self._routes.items() if route.client == client]
+
+    def of_owners(self, owners: Collection[bytes]) -> list[bytes]:
+        """The sessions that belong to these."""
+        return [session for session, route in self._routes.items() if route.owner in owners]
+
+    def clients(self) -> Iterable[bytes]:
+        """All that speak for a session, each once, in the order of their sessions."""
+        clients = dict.fromkeys(route.client for route in self._routes.values())
+        return [client for client in clients if client is not None]

@@ -1,0 +1,1 @@
+"""`fedsea chaos`: what the system promises, under faults, in simulated time and in processes."""
