@@ -169,6 +169,24 @@ class Busy(RemoteError):
         self.retry_after_s = retry_after_s
 
 
+class SealBroken(RemoteError):
+    """A frame is not as the other end of the session sealed it: changed, swapped, or in clear."""
+
+    code = "seal_broken"
+
+
+class SealRequired(RemoteError):
+    """The node takes sealed sessions only, and the client would not seal."""
+
+    code = "seal_required"
+
+
+class KeyUntrusted(RemoteError):
+    """The node's key is neither pinned by the client nor signed by the operator it trusts."""
+
+    code = "key_untrusted"
+
+
 class SessionUnknown(RemoteError):
     """The session does not exist: never opened, closed, or its lease ran out."""
 
@@ -302,6 +320,9 @@ _BY_CODE: dict[str, type[RemoteError]] = {
         RunMismatch,
         AttemptOver,
         RunGivenUp,
+        SealBroken,
+        SealRequired,
+        KeyUntrusted,
         SessionUnknown,
         SessionLost,
         NotTrusted,

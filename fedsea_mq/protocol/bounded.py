@@ -12,6 +12,8 @@ from fedsea_mq.protocol.envelope import SESSION_BYTES
 
 MAX_POSITIONS: Final = 1 << 20
 MIN_PAUSE_MS: Final = 10
+PUBLIC_KEY_BYTES: Final = 32
+SIGNATURE_BYTES: Final = 64
 
 Positions = Annotated[int, Field(strict=True, ge=0, le=MAX_POSITIONS)]
 Count = Annotated[int, Field(strict=True, ge=0, le=2**53)]
@@ -19,11 +21,14 @@ Blocks = Annotated[int, Field(strict=True, ge=0, le=1024)]
 Hidden = Annotated[int, Field(strict=True, ge=1, le=1 << 16)]
 Digest = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
+Signature = Annotated[bytes, Field(strict=True, max_length=SIGNATURE_BYTES)]
 SessionId = Annotated[bytes, Field(strict=True, min_length=SESSION_BYTES, max_length=SESSION_BYTES)]
 Endpoint = Annotated[
     str, Field(strict=True, max_length=MAX_ENDPOINT_CHARS), AfterValidator(reachable)
 ]
-PublicKeyBytes = Annotated[bytes, Field(strict=True, min_length=32, max_length=32)]
+PublicKeyBytes = Annotated[
+    bytes, Field(strict=True, min_length=PUBLIC_KEY_BYTES, max_length=PUBLIC_KEY_BYTES)
+]
 # Whose a session is: the id of a key, or what the broker calls a connection.
 OwnerId = Annotated[bytes, Field(strict=True, max_length=16)]
 ClientId = Annotated[bytes, Field(strict=True, max_length=255)]

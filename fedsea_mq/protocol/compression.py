@@ -2,7 +2,8 @@
 
 Noised floats do not compress (lz4 gives 0.995 x on fp32, fp16 and bf16: it grows them), so tensor
 parts never come here. Bodies do: status reports and, later, adapters and odd masks shrink several
-fold. A packed part is one tag byte, then the raw bytes or an lz4 block led by its size.
+fold. A packed part is one tag byte, then the raw bytes or an lz4 block led by its size. A third tag
+is that of sealed bodies (`security.sealing`), which are opened before they come here.
 """
 
 from __future__ import annotations

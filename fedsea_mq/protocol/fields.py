@@ -22,10 +22,15 @@ STRAY_LIST: Final = 8
 T = TypeVar("T")
 
 
-def encode_fields(record: Any) -> bytes:
-    """A record (a slotted dataclass) as a packed part."""
+def packed(record: Any) -> bytes:
+    """A record (a slotted dataclass) as a msgpack map: the same bytes for equal records."""
     encoded: bytes = msgpack.packb(record, default=_fields)
-    return pack(encoded)
+    return encoded
+
+
+def encode_fields(record: Any) -> bytes:
+    """A record as a packed part."""
+    return pack(packed(record))
 
 
 def _fields(record: Any) -> dict[str, Any]:

@@ -28,11 +28,15 @@ Parts = list[bytes]
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A frame whose body is still packed: the reader names the type that it expects."""
+    """A frame whose body is still packed: the reader names the type that it expects.
+
+    `again` is one that is known to be a copy of a frame that was here before, bit by bit.
+    """
 
     envelope: Envelope
     packed_body: bytes
     payload: Sequence[bytes] = ()
+    again: bool = False
 
     @classmethod
     def build(

@@ -40,6 +40,7 @@ from fedsea_mq.protocol.bounded import (
     Role,
     SessionId,
     Share,
+    Signature,
 )
 from fedsea_mq.protocol.fields import (
     MAX_MESSAGE_CHARS,
@@ -53,6 +54,7 @@ MAX_BODY_BYTES: Final = 4096
 MAX_LISTING_BYTES: Final = 1 << 20
 MAX_NODES: Final = 1024
 MAX_SESSIONS_A_NODE: Final = 16_384
+MAX_TERMS_BYTES: Final = 1024
 
 
 def _distinct(sessions: list[bytes]) -> list[bytes]:
@@ -68,7 +70,8 @@ class Open:
     `client` is whose session it is: the broker sets it, whatever the client wrote there, to the id
     of the client's key or, where there are no keys, to a name of its connection. `urgency` orders a
     client's own work when there is not room for all of it: 0 interactive, 1 normal, 2 background.
-    `adapter` is what the trunk's blocks are to be run with; the session stays with it.
+    `adapter` is what the trunk's blocks are to be run with; the session stays with it. `seal` is
+    the client's ephemeral key, if the session is sealed: see `security.handshake`.
     """
 
     fingerprint: Digest
@@ -77,6 +80,7 @@ class Open:
     client: ClientId = b""
     urgency: Annotated[int, Field(strict=True, ge=0, le=2)] = 1
     adapter: AdapterRef | None = None
+    seal: PublicKeyBytes | None = None
 
 
 @dataclass(frozen=True, slots=True, config=BODY)
@@ -92,6 +96,19 @@ class Accept:
     lease_ms: Pause
     direct: Endpoint | None = None
     direct_key: PublicKeyBytes | None = None
+
+
+@dataclass(frozen=True, slots=True, config=BODY)
+class SealedAccept:
+    """An accept body in a sealed session: the node's keys in clear, and sealed, its `Accept`.
+
+    `signature` is the operator's of `node_key`; empty, if there is none.
+    """
+
+    ephemeral: PublicKeyBytes
+    node_key: PublicKeyBytes
+    signature: Signature
+    terms: Annotated[bytes, Field(strict=True, max_length=MAX_TERMS_BYTES)]
 
 
 @dataclass(frozen=True, slots=True, config=BODY)
@@ -226,6 +243,7 @@ class StatusReport:
 Body = (
     Open
     | Accept
+    | SealedAccept
     | BusyNotice
     | Extend
     | Result

@@ -20,6 +20,7 @@ from fedsea_mq.protocol.bounded import (
     Digest,
     Name,
     Pause,
+    PublicKeyBytes,
     Rate,
     Role,
 )
@@ -56,7 +57,7 @@ class Enlist:
 
     `agreed` digests the settings that all parties of a run must share. `member` is the client's
     name in the run, the same after a restart; None is the aggregator's own session with the trunk.
-    `client` is set by the broker, as in `Open`.
+    `client` is set by the broker, `seal` is the party's ephemeral key: both as in `Open`.
     """
 
     role: Role
@@ -66,6 +67,7 @@ class Enlist:
     dtype: WireDtype
     member: Name | None
     client: ClientId = b""
+    seal: PublicKeyBytes | None = None
 
 
 @dataclass(frozen=True, slots=True, config=BODY)

@@ -1,1 +1,1 @@
-"""Who is who: keys and their files, allow-lists, and what each party may do. No socket."""
+"""Who is who, and what only the two ends of a session read. Sans-I/O but for key files."""

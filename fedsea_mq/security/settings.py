@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -20,7 +20,15 @@ class SecuritySection(Section):
         None, description="the broker's public key; for all that connect to it"
     )
     trust: Path | None = Field(
-        None, description="folder of the keys that may connect here; for all that listen"
+        None,
+        description="folder of the keys that may connect here, and of the nodes that sessions are "
+        "sealed to; for all that listen, and for clients that seal",
+    )
+    seal: Literal["off", "on"] = Field(
+        "off", description="seal sessions end to end; the same for clients and nodes"
+    )
+    operator_key: Path | None = Field(
+        None, description="the key of who signs nodes' keys, which sessions are then sealed to, too"
     )
     insecure_plaintext_off_loopback: Annotated[bool, Field(strict=True)] = Field(
         False,
@@ -30,8 +38,11 @@ class SecuritySection(Section):
 
     @model_validator(mode="after")
     def _keys_go_with_a_key(self) -> Self:
-        if self.key is None and (self.broker_key is not None or self.trust is not None):
-            raise ValueError("security.broker_key and security.trust need security.key")
+        others = self.broker_key is not None or self.trust is not None
+        if self.key is None and (others or self.seal == "on"):
+            raise ValueError(
+                "security.broker_key, security.trust and security.seal need security.key"
+            )
         if self.key is not None and self.insecure_plaintext_off_loopback:
             raise ValueError("with a security.key nothing is plain: insecure_... changes nothing")
         return self

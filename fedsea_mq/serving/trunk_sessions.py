@@ -186,7 +186,7 @@ class TrunkSessions:
             case Kind.EXTEND:
                 return self._extend(frame, now, origin)
             case Kind.RENEW:
-                self._find(frame.envelope, now)
+                self._find(frame, now)
                 return [self._reply(frame.envelope, Kind.RENEWED, Nothing(), origin)]
             case Kind.CLOSE:
                 return self._close(frame.envelope.session)
@@ -239,7 +239,7 @@ class TrunkSessions:
             raise Busy(f"node {terms.node} has no room now", self._comebacks.pause_s(now))
 
     def _extend(self, frame: Frame, now: float, origin: bytes) -> list[Action]:
-        session = self._find(frame.envelope, now)
+        session = self._find(frame, now)
         body = frame.body(Extend)
         session.spec.check(frame.payload, body.count)
         verdict = session.positions.receive(body, frame.payload, frame.envelope.seq)
@@ -309,11 +309,13 @@ class TrunkSessions:
             actions.append(Reply(Frame.closing(gone, session_id).parts()))
         return actions
 
-    def _find(self, envelope: Envelope, now: float) -> _Session:
-        session = self._sessions.get(envelope.session)
+    def _find(self, frame: Frame, now: float) -> _Session:
+        session = self._sessions.get(frame.envelope.session)
         if session is None:
             raise SessionUnknown("no such session on this node")
-        session.lease_until = now + self.terms.lease_s
+        # Whoever sends copies need not be its client.
+        if not frame.again:
+            session.lease_until = now + self.terms.lease_s
         return session
 
     @staticmethod

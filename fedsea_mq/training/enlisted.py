@@ -21,7 +21,7 @@ from fedsea_mq.errors import (
     SessionUnknown,
 )
 from fedsea_mq.protocol.bounded import Role
-from fedsea_mq.protocol.envelope import Envelope
+from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.training_messages import Enlist
 
 
@@ -145,12 +145,13 @@ class EnlistedSessions(Generic[S]):
         """Hold a session, whose name has none."""
         self._sessions[session.id] = self._by_member[session.enlisted.member] = session
 
-    def find(self, envelope: Envelope, now: float) -> S:
-        """The session of a frame, whose lease it renews. Raises `SessionUnknown`."""
-        session = self._sessions.get(envelope.session)
+    def find(self, frame: Frame, now: float) -> S:
+        """The session of a frame, whose lease it renews if it is new. Raises `SessionUnknown`."""
+        session = self._sessions.get(frame.envelope.session)
         if session is None:
             raise SessionUnknown("no such training session here")
-        session.lease_until = now + self.lease_s
+        if not frame.again:
+            session.lease_until = now + self.lease_s
         return session
 
     def close(self, session: bytes) -> S | None:

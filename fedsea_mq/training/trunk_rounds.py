@@ -88,7 +88,7 @@ class TrunkRounds:
             if closed is not None:
                 self._left(closed)
             return []
-        session = self.sessions.find(envelope, now)
+        session = self.sessions.find(frame, now)
         if envelope.kind is Kind.RENEW:
             return [reply(envelope, Kind.RENEWED, Nothing())]
         if session.member is None:

@@ -15,19 +15,22 @@ from fedsea_mq.errors import (
     NotTrusted,
     PeerUnreachable,
     RemoteError,
+    SealBroken,
     SessionNotYours,
     SessionUnknown,
 )
 from fedsea_mq.log import get_logger
 from fedsea_mq.protocol.envelope import NO_SESSION, Kind
 from fedsea_mq.protocol.frames import Frame, Parts, wire_bytes
-from fedsea_mq.protocol.messages import Body
+from fedsea_mq.protocol.messages import Body, Nothing
+from fedsea_mq.security.client_seals import ClientSeals
+from fedsea_mq.security.sealing import is_sealed
 
 _log = get_logger(__name__)
 # What a trunk node may say by itself; that a session is over is for the broker to tell.
 _DIRECT_REPLIES: Final = frozenset({Kind.RESULT, Kind.RENEWED, Kind.ERROR})
 # What it may be wrong about.
-_FOR_THE_BROKER: Final = (SessionUnknown, SessionNotYours, NotTrusted)
+_FOR_THE_BROKER: Final = (SealBroken, SessionUnknown, SessionNotYours, NotTrusted)
 
 
 @dataclass(slots=True)
@@ -88,18 +91,25 @@ class _Request:
     reply: asyncio.Future[Frame]
     direct: DirectWay | None
     resend_at: float = 0.0
+    # The request, or an answer to it, was not as it was sealed: it is sent again.
+    broken: SealBroken | None = None
 
 
 class Requests:
     """The requests of one client: over its link to the broker, or past it where there is a way."""
 
     def __init__(
-        self, send: Callable[[Parts], None], patience: Patience, peer: str = "the broker"
+        self,
+        send: Callable[[Parts], None],
+        patience: Patience,
+        peer: str = "the broker",
+        seals: ClientSeals | None = None,
     ) -> None:
-        """`peer` is how errors name who does not answer."""
+        """`peer` is how errors name who does not answer; with `seals`, sessions are sealed."""
         self._send = send
         self._peer = peer
         self._patience = patience
+        self._seals = seals
         self._numbers = count(1)
         self._pending: dict[int, _Request] = {}
         # One timer for all: a request is answered long before its own would be of any use.
@@ -130,6 +140,7 @@ class Requests:
 
         Raises:
             PeerUnreachable: no answer within the time to give up.
+            SealBroken: the last that came by then was not as the node had sealed it.
             Busy: still no room by then.
             RemoteError: whatever the broker or the trunk refused the request with.
         """
@@ -140,7 +151,7 @@ class Requests:
             kind,
             number,
             session,
-            Frame.build(kind, body, session=session, seq=number, payload=payload).parts(),
+            self._build(kind, body, session, number, payload).parts(),
             traffic if traffic is not None else Traffic(),
             give_up_s,
             give_up_at,
@@ -165,6 +176,23 @@ class Requests:
                     raise refused from None
                 raise
 
+    def _build(
+        self, kind: Kind, body: Body, session: bytes, number: int, payload: Sequence[bytes]
+    ) -> Frame:
+        if self._seals is None:
+            return Frame.build(kind, body, session=session, seq=number, payload=payload)
+        return self._seals.build(kind, body, session, number, payload)
+
+    def close(self, session: bytes) -> None:
+        """Tell that a session is over, and forget it; there is no answer. Raises `NotRunning`."""
+        self.forget(session)
+        self._send(Frame.build(Kind.CLOSE, Nothing(), session=session).parts())
+
+    def forget(self, session: bytes) -> None:
+        """A session is over, and nobody is told."""
+        if self._seals is not None:
+            self._seals.forget(session)
+
     async def _try(self, request: _Request) -> Frame:
         """Send until a frame comes back; a refusal is raised."""
         loop = asyncio.get_running_loop()
@@ -177,7 +205,6 @@ class Requests:
             reply = await request.reply
         finally:
             del self._pending[request.number]
-        request.traffic.bytes_down += wire_bytes(reply.parts())
         request.traffic.round_trips += request.kind is not Kind.OPEN
         return reply
 
@@ -200,14 +227,14 @@ class Requests:
     def _insist(self, pending: _Request, now: float) -> None:
         if pending.give_up_at <= now:
             waited_s = pending.give_up_s
-            pending.reply.set_exception(
-                PeerUnreachable(
-                    f"no answer to {pending.kind.name} from {self._peer} within {waited_s:g} s"
-                )
+            silence = PeerUnreachable(
+                f"no answer to {pending.kind.name} from {self._peer} within {waited_s:g} s"
             )
+            pending.reply.set_exception(pending.broken or silence)
             return
         _log.warning("no answer yet; sending again", waited_s=round(self._patience.resend_s, 1))
         pending.resend_at = min(pending.give_up_at, now + self._patience.resend_s)
+        pending.broken = None
         self._send_by_broker(pending)
 
     def _send_by_broker(self, pending: _Request) -> None:
@@ -224,21 +251,41 @@ class Requests:
         if frame.envelope.kind is Kind.CLOSE:
             self._fail_session(frame)
         elif (pending := self._asked(frame)) is not None:
-            _settle(pending, frame, refusal_of(frame))
+            answer, refusal = self._opened(frame)
+            if isinstance(refusal, SealBroken):
+                _log.warning("not as it was sealed; to be sent again", reason=str(refusal))
+                pending.broken = refusal
+            else:
+                _settle(pending, answer, refusal, wire_bytes(frame.parts()))
 
     def receive_directly(self, frame: Frame) -> None:
         """Give a trunk node's own frame to whoever waits for it."""
         pending = self._asked(frame)
         if pending is None or frame.envelope.kind not in _DIRECT_REPLIES:
             return
-        refusal = refusal_of(frame)
-        if not isinstance(refusal, _FOR_THE_BROKER):
+        answer, refusal = self._opened(frame)
+        if not self._proves_nothing(frame, refusal):
             pending.traffic.direct_trips += refusal is None
-            _settle(pending, frame, refusal)
+            _settle(pending, answer, refusal, wire_bytes(frame.parts()))
         elif pending.direct is not None:
             # Another process may have the endpoint now, or its list be another than the broker's,
             # which knows where the session is and whose.
             self._send_by_broker(pending)
+
+    def _proves_nothing(self, frame: Frame, refusal: FedSeaError | None) -> bool:
+        """Whether anybody could have said that, who answers at the node's endpoint."""
+        if refusal is None:
+            return False
+        in_clear = self._seals is not None and not is_sealed(frame.packed_body)
+        return in_clear or isinstance(refusal, _FOR_THE_BROKER)
+
+    def _opened(self, frame: Frame) -> tuple[Frame, FedSeaError | None]:
+        """A frame as its sender meant it, and what it refuses with, or is refused with itself."""
+        try:
+            opened = frame if self._seals is None else self._seals.open(frame)
+            return opened, opened.refusal()
+        except RemoteError as error:
+            return frame, error
 
     def refuse(self, error: RemoteError) -> None:
         """The link cannot be made: what waits fails with this, and does not wait in vain."""
@@ -255,17 +302,22 @@ class Requests:
 
     def _fail_session(self, frame: Frame) -> None:
         """The other side closed a session: what waits for it fails at once."""
-        reason = refusal_of(frame)
+        _, reason = self._opened(frame)
+        if isinstance(reason, SealBroken):
+            _log.warning("a session is not closed by this", reason=str(reason))
+            return
+        self.forget(frame.envelope.session)
         for pending in self._pending.values():
             if pending.session == frame.envelope.session and not pending.reply.done():
                 pending.reply.set_exception(reason or RemoteError("the session was closed"))
 
 
-def _settle(pending: _Request, frame: Frame, refusal: FedSeaError | None) -> None:
+def _settle(pending: _Request, answer: Frame, refusal: FedSeaError | None, bytes_down: int) -> None:
     if refusal is not None:
         pending.reply.set_exception(refusal)
     else:
-        pending.reply.set_result(frame)
+        pending.traffic.bytes_down += bytes_down
+        pending.reply.set_result(answer)
 
 
 def refusal_of(frame: Frame) -> FedSeaError | None:

@@ -15,11 +15,14 @@ from typing import Any, Final, Self
 from fedsea_mq.errors import FedSeaError, NotRunning, RemoteError, UpdateRefused
 from fedsea_mq.log import get_logger
 from fedsea_mq.protocol.bounded import Role
-from fedsea_mq.protocol.frames import Frame
+from fedsea_mq.protocol.envelope import Kind
+from fedsea_mq.protocol.frames import Frame, Parts
 from fedsea_mq.protocol.messages import Load, Register
 from fedsea_mq.protocol.payload import WireDtype
 from fedsea_mq.protocol.training_messages import BeginRound, EndRound, Enlist
+from fedsea_mq.security.client_seals import ClientSeals
 from fedsea_mq.security.keyring import Keyring
+from fedsea_mq.security.node_seals import NodeSeals
 from fedsea_mq.serving.background import Background
 from fedsea_mq.serving.compute_thread import compute_thread
 from fedsea_mq.serving.memory import peak_rss_bytes
@@ -61,8 +64,9 @@ def _unwatched(_: RunEvent) -> None:
 class AggregatorNode:
     """Runs the rounds of `training.run` while inside `async with`; `on_event` is told of them.
 
-    Raises on entry: `ConfigError` for a run that cannot be, what the model says, and
-    `CheckpointError` where the run is there already and `training.resume` is not set.
+    Raises on entry: `ConfigError` for a run that cannot be, or without keys to seal sessions with,
+    what the model says, and `CheckpointError` where the run is there already and
+    `training.resume` is not set.
     """
 
     def __init__(
@@ -79,6 +83,8 @@ class AggregatorNode:
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
+        security = self._settings.security
+        seals, trunk_seals = NodeSeals.of(security), ClientSeals.of(security)
         async with AsyncExitStack() as stack:
             executor = await stack.enter_async_context(compute_thread(f"{self.name} compute"))
             plan, state = await loop.run_in_executor(executor, self._load)
@@ -103,7 +109,7 @@ class AggregatorNode:
             await stack.enter_async_context(to_trunk)
             background = await stack.enter_async_context(Background())
             membership = Membership(link.send, self._offer, self._load_now)
-            trunk = self._trunk_session(to_trunk, plan)
+            trunk = self._trunk_session(to_trunk, plan, trunk_seals)
             stack.callback(membership.leave)
             stack.callback(trunk.close)
             core = Aggregation(
@@ -113,7 +119,17 @@ class AggregatorNode:
                 plan.secure,
             )
             shared = plan.shared(state.shared)
-            self._parts = _Parts(plan, core, shared, executor, link, background, membership, trunk)
+            self._parts = _Parts(
+                plan,
+                core,
+                shared,
+                executor,
+                link,
+                seals,
+                background,
+                membership,
+                trunk,
+            )
             self._act(core.begin(shared.vector, shared.now.attempt))
             background.start(membership.run(), f"{self.name} membership")
             background.start(trunk.run(), f"{self.name} trunk lease")
@@ -159,7 +175,9 @@ class AggregatorNode:
             lease_s=self._settings.trunk.lease_s,
         )
 
-    def _trunk_session(self, link: PeerLink, plan: RunPlan) -> TrunkSession:
+    def _trunk_session(
+        self, link: PeerLink, plan: RunPlan, seals: ClientSeals | None
+    ) -> TrunkSession:
         client = self._settings.client
         patience = Patience(client.request_timeout_s, client.give_up_s)
         enlist = Enlist(
@@ -171,8 +189,7 @@ class AggregatorNode:
             member=None,
         )
         return TrunkSession(
-            Requests(link.send, patience, self._settings.broker.at),
-            link.send,
+            Requests(link.send, patience, self._settings.broker.at, seals),
             enlist,
             client.give_up_s,
             self._trunk_lost,
@@ -181,12 +198,29 @@ class AggregatorNode:
     def _receive(self, frame: Frame) -> None:
         parts = self._running
         if frame.envelope.session:
-            self._act(parts.core.receive(frame, time.monotonic()))
+            self._receive_member(frame)
             return
         try:
             parts.membership.receive(frame)
         except FedSeaError as error:
             _log.warning("frame refused", reason=str(error))
+
+    def _receive_member(self, frame: Frame) -> None:
+        parts = self._running
+        try:
+            opened = frame if parts.seals is None else parts.seals.open(frame)
+        except FedSeaError as error:
+            parts.link.send(Frame.error(error, frame.envelope).parts())
+            return
+        self._act(parts.core.receive(opened, time.monotonic()))
+        if parts.seals is not None and frame.envelope.kind is Kind.CLOSE:
+            parts.seals.forget(frame.envelope.session)
+
+    def _send(self, reply: Parts) -> None:
+        parts = self._running
+        sealed = reply if parts.seals is None else parts.seals.seal(reply)
+        if sealed is not None:
+            parts.link.send(sealed)
 
     def _receive_trunk(self, frame: Frame) -> None:
         self._running.trunk.receive(frame)
@@ -210,7 +244,7 @@ class AggregatorNode:
         for action in actions:
             match action:
                 case Reply(reply):
-                    parts.link.send(reply)
+                    self._send(reply)
                 case Report(event):
                     self._on_event(event)
                 case BeginRoundAtTrunk(body) | EndRoundAtTrunk(body):
@@ -324,6 +358,7 @@ class _Parts:
     shared: SharedAdapters
     executor: Executor
     link: PeerLink
+    seals: NodeSeals | None
     background: Background
     membership: Membership
     trunk: TrunkSession

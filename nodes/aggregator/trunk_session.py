@@ -20,7 +20,7 @@ from fedsea_mq.errors import (
 )
 from fedsea_mq.log import get_logger
 from fedsea_mq.protocol.envelope import SESSION_BYTES, Kind
-from fedsea_mq.protocol.frames import Frame, Parts
+from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Accept, Nothing
 from fedsea_mq.protocol.training_messages import BeginRound, EndRound, Enlist, RoundState
 from fedsea_mq.transport.requests import Requests
@@ -41,13 +41,11 @@ class TrunkSession:
     def __init__(
         self,
         requests: Requests,
-        send: Callable[[Parts], None],
         enlist: Enlist,
         give_up_s: float,
         on_lost: Callable[[], None],
     ) -> None:
         self._requests = requests
-        self._send = send
         self._enlist = enlist
         self._give_up_s = give_up_s
         self._on_lost = on_lost
@@ -95,6 +93,7 @@ class TrunkSession:
         """Have a session, under a new id if it must be opened."""
         if self._open.is_set():
             return
+        self._requests.forget(self._id)
         self._id = secrets.token_bytes(SESSION_BYTES)
         reply = await self._requests.ask(Kind.ENLIST, self._enlist, session=self._id)
         self._lease_s = reply.body(Accept).lease_ms / 1000
@@ -122,4 +121,4 @@ class TrunkSession:
     def close(self) -> None:
         """Free the session."""
         with suppress(NotRunning):
-            self._send(Frame.build(Kind.CLOSE, Nothing(), session=self._id).parts())
+            self._requests.close(self._id)

@@ -22,6 +22,7 @@ from fedsea_mq.log import get_logger
 from fedsea_mq.model.chat import Message, chat_tokens, check_chats
 from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.protocol.frames import Frame
+from fedsea_mq.security.client_seals import ClientSeals
 from fedsea_mq.security.keyring import Keyring
 from fedsea_mq.serving.background import Background
 from fedsea_mq.serving.drafting import Drafting, DraftLength, Drafts, PromptLookup
@@ -79,6 +80,7 @@ class ClientNode:
         self._draft_length = DraftLength(settings.client.max_draft)
 
     async def __aenter__(self) -> Self:
+        seals = ClientSeals.of(self._settings.security)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._engine)
             broker, client = self._settings.broker, self._settings.client
@@ -93,7 +95,7 @@ class ClientNode:
             )
             await stack.enter_async_context(link)
             patience = Patience(client.request_timeout_s, client.give_up_s)
-            requests = Requests(link.send, patience, broker.at)
+            requests = Requests(link.send, patience, broker.at, seals)
             direct = DirectLinks(
                 self._make_link,
                 requests,
@@ -104,7 +106,7 @@ class ClientNode:
             await stack.enter_async_context(direct)
             background = await stack.enter_async_context(Background())
             background.start(self._engine.batcher.watch(), "fedsea client compute")
-            self._wires = Wires(requests, link.send, direct, background, self._entropy)
+            self._wires = Wires(requests, direct, background, self._entropy)
             self._stack = stack.pop_all()
         _log.info("client ready", noise_std=round(self.noise_std, 6), wire=client.wire_dtype.value)
         return self

@@ -25,7 +25,7 @@ from fedsea_mq.errors import (
 from fedsea_mq.model.attention import Span
 from fedsea_mq.model.wire_states import decode_states, encode_states
 from fedsea_mq.protocol.envelope import SESSION_BYTES, Kind
-from fedsea_mq.protocol.frames import Frame, Parts
+from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Open, Result
 from fedsea_mq.protocol.positions import SentLog
 from fedsea_mq.serving.background import Background
@@ -46,7 +46,6 @@ class Wires:
     """How the sessions of a client node reach the broker and their trunk nodes."""
 
     requests: Requests
-    send: Callable[[Parts], None]
     direct: DirectLinks
     background: Background
     # Where session ids come from.
@@ -128,7 +127,7 @@ class ClientSession:
 
     def _tell_closed(self) -> None:
         with suppress(NotRunning):  # then the lease frees it
-            self._wires.send(Frame.build(Kind.CLOSE, Nothing(), session=self._id).parts())
+            self._wires.requests.close(self._id)
 
     async def _open_anywhere(self) -> None:
         """Open on the node that the broker names, and on another where that one is just gone."""
@@ -140,6 +139,7 @@ class ClientSession:
     async def _open(self) -> None:
         """Open under a new id, so that nothing of an older session can be mistaken for this one."""
         self._leave_path()
+        self._wires.requests.forget(self._id)
         self._id = self._wires.entropy(SESSION_BYTES)
         asked = Open(
             fingerprint=self._loaded.fingerprint,

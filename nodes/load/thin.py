@@ -16,8 +16,9 @@ from fedsea_mq.load.plan import Link, Request
 from fedsea_mq.model.wire_states import encode_states
 from fedsea_mq.protocol.envelope import SESSION_BYTES, Kind
 from fedsea_mq.protocol.frames import Frame
-from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Open, Result
+from fedsea_mq.protocol.messages import Accept, Extend, Open, Result
 from fedsea_mq.protocol.payload import PayloadSpec
+from fedsea_mq.security.client_seals import ClientSeals
 from fedsea_mq.security.keyring import Keyring
 from fedsea_mq.settings import Settings
 from fedsea_mq.transport.direct_links import DirectLinks, DirectPath
@@ -75,7 +76,8 @@ class ThinClient:
             keys=keyring.to_broker(broker.clients),
         )
         patience = Patience(client.request_timeout_s, client.give_up_s)
-        self._requests = Requests(self._link.send, patience, broker.at)
+        seals = ClientSeals.of(settings.security)
+        self._requests = Requests(self._link.send, patience, broker.at, seals)
         self._direct = DirectLinks(
             make_link,
             self._requests,
@@ -153,6 +155,8 @@ class ThinClient:
     def _end(self, session: _Session, *, vanishes: bool) -> None:
         if session.path is not None:
             session.path.close()
-        if not vanishes:
-            with suppress(NotRunning):
-                self._link.send(Frame.build(Kind.CLOSE, Nothing(), session=session.id).parts())
+        if vanishes:
+            self._requests.forget(session.id)
+            return
+        with suppress(NotRunning):
+            self._requests.close(session.id)

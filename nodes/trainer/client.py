@@ -29,6 +29,7 @@ from fedsea_mq.protocol.bounded import Role
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.training_messages import Ask, Duty, Task
+from fedsea_mq.security.client_seals import ClientSeals
 from fedsea_mq.security.keyring import Keyring
 from fedsea_mq.serving.compute_thread import compute_thread
 from fedsea_mq.settings import Settings
@@ -99,6 +100,7 @@ class TrainingClient:
         if run is None or name is None:
             raise ConfigError("training.run and training.member must be set to train")
         loop = asyncio.get_running_loop()
+        seals = ClientSeals.of(self._settings.security)
         async with AsyncExitStack() as stack:
             executor = await stack.enter_async_context(compute_thread("fedsea trainer compute"))
             member = await loop.run_in_executor(
@@ -113,18 +115,19 @@ class TrainingClient:
                 on_refused=self._refused,
             )
             await stack.enter_async_context(link)
-            self._running = self._wired(run, member, link)
+            self._running = self._wired(run, member, link, seals)
             self._stack = stack.pop_all()
         _log.info("trainer ready", run=run, member=name, examples=len(member.examples.train))
         return self
 
-    def _wired(self, run: str, member: Member, link: PeerLink) -> _Running:
+    def _wired(
+        self, run: str, member: Member, link: PeerLink, seals: ClientSeals | None
+    ) -> _Running:
         client, parts = self._settings.client, member.parts
         patience = Patience(client.request_timeout_s, client.give_up_s)
-        requests = Requests(link.send, patience, self._settings.broker.at)
+        requests = Requests(link.send, patience, self._settings.broker.at, seals)
         sessions = Sessions(
             requests,
-            link.send,
             Membership(
                 run, member.name, parts.fingerprint, self._settings.agreed, parts.spec.dtype
             ),

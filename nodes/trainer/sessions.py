@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -22,7 +22,7 @@ from fedsea_mq.errors import (
 from fedsea_mq.log import get_logger
 from fedsea_mq.protocol.bounded import Role
 from fedsea_mq.protocol.envelope import SESSION_BYTES, Kind
-from fedsea_mq.protocol.frames import Frame, Parts
+from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Accept, Body, Nothing
 from fedsea_mq.protocol.payload import WireDtype
 from fedsea_mq.protocol.training_messages import Enlist
@@ -72,14 +72,12 @@ class Sessions:
     def __init__(
         self,
         requests: Requests,
-        send: Callable[[Parts], None],
         membership: Membership,
         *,
         give_up_s: float,
         round_s: float,
     ) -> None:
         self._requests = requests
-        self._send = send
         self._membership = membership
         self._give_up_s = give_up_s
         self._round_s = round_s
@@ -148,7 +146,7 @@ class Sessions:
     def _close(self) -> None:
         for session in self._ids.values():
             with suppress(NotRunning):  # then the lease ends it
-                self._send(Frame.build(Kind.CLOSE, Nothing(), session=session).parts())
+                self._requests.close(session)
         self._ids.clear()
 
     async def ask(

@@ -22,6 +22,7 @@ from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import MAX_SESSIONS_A_NODE, Load, Register
 from fedsea_mq.protocol.payload import WireDtype
 from fedsea_mq.security.identity import Identity
+from fedsea_mq.security.node_seals import NodeSeals
 from fedsea_mq.serving.background import Background
 from fedsea_mq.serving.batcher import Batcher, Forward, Work, joined
 from fedsea_mq.serving.memory import peak_rss_bytes
@@ -53,7 +54,8 @@ class TrunkNode:
     `context`, or of contexts of their own.
 
     Raises on entry: `CheckpointError`, `UnsupportedModel`, `IllegalCut` or `AdapterError`, as the
-    model and the adapters say; `ConfigError` for numbers that it cannot both serve and train in.
+    model and the adapters say; `ConfigError` for numbers that it cannot both serve and train in, or
+    without the key that sessions are to be sealed to.
     """
 
     def __init__(
@@ -72,10 +74,11 @@ class TrunkNode:
         self._parts: _Parts | None = None
 
     async def __aenter__(self) -> Self:
+        seals = NodeSeals.of(self._settings.security)
         async with AsyncExitStack() as stack:
             engine = await stack.enter_async_context(self._engine)
             loaded, batcher = engine.loaded, engine.batcher
-            wires = Wires(self._settings, self._receive, self._context)
+            wires = Wires(self._settings, self._receive, seals, self._context)
             await stack.enter_async_context(wires)
             background = await stack.enter_async_context(Background())
             membership = Membership(wires.send, self._offer, self._load_now)

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Self
 
-from fedsea_mq.errors import RemoteError
+from fedsea_mq.errors import FedSeaError, RemoteError
 from fedsea_mq.protocol.envelope import Envelope, Kind
 from fedsea_mq.protocol.frames import Frame, Parts
 from fedsea_mq.security.identity import ANYBODY, Identity
 from fedsea_mq.security.keyring import Keyring
+from fedsea_mq.security.node_seals import NodeSeals
 from fedsea_mq.security.trust_watch import TrustWatch
 from fedsea_mq.serving.trunk_sessions import BROKER
 from fedsea_mq.settings import Settings
@@ -26,8 +27,9 @@ def _keep_trying(_: RemoteError) -> None:
 class Wires:
     """`on_frame` is called with each frame, where it came from and whose it is.
 
-    What the broker passes on is as good as anybody's: it has seen to whose it is. Its sockets are
-    of `context`, or of contexts of their own. Use with `async with`. Raises `KeyFileError`,
+    What the broker passes on is as good as anybody's: it has seen to whose it is. With `seals`,
+    frames come opened, and what is sent is sealed. The sockets are of `context`, or of contexts of
+    their own. Use with `async with`. Raises `KeyFileError`,
     `PlaintextRefused` or `ConfigError`, as the keys are.
     """
 
@@ -35,14 +37,17 @@ class Wires:
         self,
         settings: Settings,
         on_frame: Callable[[Frame, bytes, Identity], None],
+        seals: NodeSeals | None = None,
         context: Context | None = None,
     ) -> None:
+        self._on_frame = on_frame
+        self._seals = seals
         broker, direct = settings.broker, settings.trunk.direct
         max_part_bytes = broker.max_part_mb << 20
         self._keyring = Keyring.load(settings.security)
         self._link = PeerLink(
             broker.nodes,
-            lambda frame: on_frame(frame, BROKER, ANYBODY),
+            lambda frame: self._receive(frame, BROKER, ANYBODY),
             max_part_bytes=max_part_bytes,
             keys=self._keyring.to_broker(broker.nodes),
             on_refused=_keep_trying,
@@ -52,7 +57,7 @@ class Wires:
         if direct is not None:
             self._listener = DirectListener(
                 direct,
-                on_frame,
+                self._receive,
                 self._undelivered,
                 max_part_bytes=max_part_bytes,
                 max_queued=broker.max_queued_frames,
@@ -87,8 +92,26 @@ class Wires:
         public = self._keyring.public
         return None if public is None else public.raw
 
+    def _receive(self, frame: Frame, origin: bytes, who: Identity) -> None:
+        if self._seals is None:
+            self._on_frame(frame, origin, who)
+            return
+        try:
+            opened = self._seals.open(frame)
+        except FedSeaError as error:
+            self._transmit(Frame.error(error, frame.envelope).parts(), origin)
+            return
+        self._on_frame(opened, origin, who)
+        if origin == BROKER and frame.envelope.kind is Kind.CLOSE:
+            self._seals.forget(frame.envelope.session)
+
     def send(self, parts: Parts, to: bytes = BROKER) -> None:
         """Queue a frame for the broker or a client."""
+        sealed = parts if self._seals is None else self._seals.seal(parts)
+        if sealed is not None:
+            self._transmit(sealed, to)
+
+    def _transmit(self, parts: Parts, to: bytes) -> None:
         if to == BROKER or self._listener is None:
             self._link.send(parts)
         else:

@@ -79,6 +79,15 @@ def test_the_protocol_does_no_io_and_no_arithmetic() -> None:
     assert importing("fedsea_mq/protocol", "torch", "zmq", "asyncio", "socket", "time") == []
 
 
+def test_security_does_no_io_but_key_files_and_imports_what_it_must() -> None:
+    assert importing("fedsea_mq/security", "torch", "zmq", "socket", "time") == []
+    watch = importing("fedsea_mq/security", "asyncio")
+    assert watch == ["fedsea_mq/security/trust_watch.py: asyncio"]
+    allowed = ("protocol", "errors", "log", "section", "security", "serving")
+    ours = importing("fedsea_mq/security", "fedsea_mq")
+    assert {line.split(": ")[1].split(".")[1] for line in ours} == set(allowed)
+
+
 def test_sockets_are_opened_in_the_transport_and_the_broker_alone() -> None:
     # But for what the benchmark measures the product against, which is not of the product; the
     # simulation stands in for sockets, and knows the names of their options and errors.

@@ -19,8 +19,8 @@ T = TypeVar("T")
 
 # Spelt out: to import the comparisons takes seconds, which the help of every command would.
 _NAMES: Final = (
-    "floors, int8, batching, resending, transformers, relaying, direct, prefill, fairness, "
-    "speculating, sustained"
+    "floors, int8, batching, resending, transformers, relaying, direct, sealing, prefill, "
+    "fairness, speculating, sustained"
 )
 bench = typer.Typer(no_args_is_help=True, help="Measure ratios against baselines, side by side.")
 

@@ -23,6 +23,7 @@ from fedsea_mq.cli.bench.model_b import write_model
 from fedsea_mq.cli.bench.plots import plot_serving
 from fedsea_mq.cli.bench.relaying import RELAYING
 from fedsea_mq.cli.bench.resending import RESENDING
+from fedsea_mq.cli.bench.sealing import SEALING
 from fedsea_mq.cli.bench.speculating import SPECULATING
 from fedsea_mq.cli.bench.sustained import SUSTAINED
 from fedsea_mq.cli.bench.transformers_race import TRANSFORMERS
@@ -38,6 +39,7 @@ COMPARISONS: Final = (
     TRANSFORMERS,
     RELAYING,
     DIRECT,
+    SEALING,
     PREFILL,
     FAIRNESS,
     SPECULATING,

@@ -10,8 +10,7 @@ from fedsea_mq.cli.chaos.parties import Stage
 from fedsea_mq.errors import PositionConflict, PositionGap, RemoteError, SessionLost, SessionUnknown
 from fedsea_mq.model.wire_states import decode_states, encode_states
 from fedsea_mq.protocol.envelope import SESSION_BYTES, Kind
-from fedsea_mq.protocol.frames import Frame
-from fedsea_mq.protocol.messages import Extend, Nothing, Open
+from fedsea_mq.protocol.messages import Extend, Open
 from fedsea_mq.simulation.chain_model import FINGERPRINT, SPEC, TRUNK, ChainCache
 from fedsea_mq.transport.requests import Requests
 from nodes.client.node import ClientNode
@@ -32,7 +31,7 @@ async def probe(stage: Stage, who: str, node: ClientNode, draw: Random) -> None:
     except (SessionLost, SessionUnknown):
         stage.watch.recovered(who, 1)
     finally:
-        wires.send(Frame.build(Kind.CLOSE, Nothing(), session=session).parts())
+        wires.requests.close(session)
 
 
 class _Probe:

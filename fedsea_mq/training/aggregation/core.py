@@ -136,7 +136,7 @@ class Aggregation:
             case Kind.ENLIST:
                 return self._enlist(frame, now)
             case Kind.RENEW:
-                self.members.find(frame.envelope, now)
+                self.members.find(frame, now)
                 return [_reply(frame.envelope, Kind.RENEWED, Nothing())]
             case Kind.CLOSE:
                 session = self.members.close(frame.envelope.session)
@@ -154,7 +154,7 @@ class Aggregation:
         asked = frame.body(Enlist)
         known = frame.envelope.session in self.members
         replaced = self.members.enlist(frame.envelope.session, asked, now)
-        session = self.members.find(frame.envelope, now)
+        session = self.members.find(frame, now)
         terms = self.members.terms
         accept = Accept(terms.node, max_frame_positions=1, lease_ms=round(terms.lease_s * 1000))
         actions: list[Action] = [_reply(frame.envelope, Kind.ACCEPT, accept)]
@@ -176,7 +176,7 @@ class Aggregation:
         return [Report(MemberLeft(session.member)), *left]
 
     def _ask(self, frame: Frame, now: float) -> list[Action]:
-        session = self.members.find(frame.envelope, now)
+        session = self.members.find(frame, now)
         asked = frame.body(Ask)
         actions = self._course.join(session.member, now)
         if not session.samples:
@@ -188,7 +188,7 @@ class Aggregation:
         return actions
 
     def _update(self, frame: Frame, now: float) -> list[Action]:
-        session = self.members.find(frame.envelope, now)
+        session = self.members.find(frame, now)
         body = frame.body(Update)
         attempt = self._course.present(body.attempt)
         if attempt is not None and session.member in attempt.checking:
@@ -266,7 +266,7 @@ class Aggregation:
         return actions + follows
 
     def _secure(self, frame: Frame, now: float) -> list[Action]:
-        session = self.members.find(frame.envelope, now)
+        session = self.members.find(frame, now)
         body = frame.body(Secure)
         stages = self._course.stages(body.attempt)
         number = None if stages is None else stages.number_of(session.member)

@@ -13,6 +13,7 @@ from fedsea_mq.protocol.payload import WireDtype
 
 FINGERPRINT = "0123456789abcdef" * 4
 ATTEMPT = bytes(range(16))
+KEY = bytes(range(32))
 ADAPTER = AdapterRef("formal", FINGERPRINT)
 LOAD = m.Load(
     kv_positions_free=3,
@@ -38,7 +39,9 @@ BODIES: list[Any] = [
         client=b"peer",
         urgency=2,
         adapter=ADAPTER,
+        seal=KEY,
     ),
+    m.SealedAccept(ephemeral=KEY, node_key=KEY, signature=bytes(64), terms=bytes(200)),
     m.Accept(
         node="trunk-1", max_frame_positions=512, lease_ms=30_000, direct="tcp://10.0.0.7:65535",
         direct_key=bytes(32),
@@ -60,7 +63,7 @@ BODIES: list[Any] = [
     ),
     t.Enlist(
         role=Role.TRUNK, run="silos", fingerprint=FINGERPRINT, agreed=FINGERPRINT,
-        dtype=WireDtype.BF16, member="silo-1", client=b"peer",
+        dtype=WireDtype.BF16, member="silo-1", client=b"peer", seal=KEY,
     ),
     t.Forward(attempt=ATTEMPT, step=3, micro=1, trains=True, lengths=[1, MAX_POSITIONS]),
     t.Outputs(step=3, micro=1),
@@ -103,6 +106,7 @@ _NO_ENDPOINT = [
 ]  # fmt: skip
 _NO_LIST = [None, 5, SECRET, {}, {SECRET: 1}, [None], [5], [SECRET], [b"short"], [bytes(17)], [[]]]
 _NO_ATTEMPT = [b"", bytes(15), bytes(17), "a" * 16, 5, None, SECRET]
+_NO_KEY = [b"", bytes(31), bytes(33), "a" * 32, 5, None, SECRET]
 _NO_MEMBERS = [None, 5, SECRET, {}, [None], [5], [b"silo-1"], [""], ["a b"], [], ["a", "a"]]
 _NO_MAP = [None, 5, SECRET, [], [SECRET], {}, {SECRET: 1}]
 _REF = {"name": "formal", "digest": FINGERPRINT}
@@ -117,6 +121,11 @@ WRONG: dict[str, list[Any]] = {
     "max_positions": _NO_POSITIONS,
     "dtype": ["fp64", "FP32", "", 1, None, ["fp32"], SECRET],
     "client": ["peer", bytes(256), 5, None, [SECRET]],
+    "seal": [key for key in _NO_KEY if key is not None],
+    "ephemeral": _NO_KEY,
+    "node_key": _NO_KEY,
+    "signature": [bytes(65), "a" * 64, 5, None, SECRET],
+    "terms": [bytes(m.MAX_TERMS_BYTES + 1), "terms", 5, None, SECRET],
     "urgency": [-1, 3, "1", 1.0, True, None, SECRET],
     "node": _NO_NAME,
     "name": _NO_NAME,
