@@ -189,14 +189,15 @@ class BrokerCore:
         asked = self._asked(Frame(envelope, parts[1]), peer, who)
         route = self._routes.get(envelope.session)
         if route is not None:
-            route.client = peer
+            self._routes.asked_again(envelope.session, peer, now)
             yield self._relay(Side.NODES, route.node, [parts[0], encode_body(asked)])
         elif isinstance(asked, Enlist):
-            yield self._begin(self._of_run(asked, now), peer, envelope, asked)
+            opening = Frame(envelope, encode_body(asked))
+            yield self._begin(Route(self._of_run(asked, now), peer, asked.client), opening, now)
         else:
             if not self._registry.trunks:
                 raise self._yet_to_register
-            yield from self._tell(self._admission.ask(Ask(peer, envelope, asked), now))
+            yield from self._tell(self._admission.ask(Ask(peer, envelope, asked), now), now)
 
     def _asked(self, frame: Frame, peer: bytes, who: Identity) -> Open | Enlist:
         # Fairness is between keys, or between connections where there are none: not between
@@ -209,9 +210,9 @@ class BrokerCore:
         who.must_be(Party.AGGREGATOR if enlist.member is None else Party.TRAINER)
         return replace(enlist, client=client)
 
-    def _begin(self, node: bytes, peer: bytes, envelope: Envelope, asked: Open | Enlist) -> Send:
-        self._routes.begin(envelope.session, node, peer, asked.client)
-        return self._relay(Side.NODES, node, [envelope.encode(), encode_body(asked)])
+    def _begin(self, route: Route, opening: Frame, now: float) -> Send:
+        self._routes.begin(opening.envelope.session, route, now)
+        return self._relay(Side.NODES, route.node, opening.parts())
 
     def _of_run(self, asked: Enlist, now: float) -> bytes:
         node = self._registry.of_run(asked)
@@ -225,13 +226,14 @@ class BrokerCore:
     def _yet_to_register(self) -> Busy:
         return Busy("no node has registered yet", self._terms.heartbeat_ms / 1000)
 
-    def _tell(self, verdicts: Sequence[Verdict]) -> Iterator[Send]:
+    def _tell(self, verdicts: Sequence[Verdict], now: float) -> Iterator[Send]:
         for verdict in verdicts:
             ask, outcome = verdict.ask, verdict.outcome
             if isinstance(outcome, FedSeaError):
                 yield self._refuse(ask.peer, ask.envelope, outcome)
             else:
-                yield self._begin(outcome.peer, ask.peer, ask.envelope, ask.body)
+                opening = Frame(ask.envelope, encode_body(ask.body))
+                yield self._begin(Route(outcome.peer, ask.peer, ask.body.client), opening, now)
 
     def _refuse(self, peer: bytes, envelope: Envelope, error: FedSeaError) -> Send:
         self.counters.errors += not isinstance(error, Busy)
@@ -249,7 +251,7 @@ class BrokerCore:
             yield self._relay(Side.NODES, route.node, parts)
             if envelope.kind is Kind.CLOSE:
                 self._end(envelope.session)
-                yield from self._tell(self._admission.room_was_made(now))
+                yield from self._tell(self._admission.room_was_made(now), now)
         elif envelope.kind is Kind.CLOSE:
             self._admission.gave_up(envelope.session)
         else:
@@ -294,7 +296,7 @@ class BrokerCore:
                 self._compare(peer, load)
                 echo = Frame.build(Kind.HEARTBEAT, Nothing(), seq=envelope.seq)
                 yield Send(Side.NODES, peer, echo.parts())
-                yield from self._tell(self._admission.room_was_made(now))
+                yield from self._tell(self._admission.room_was_made(now), now)
             case Kind.LEAVE:
                 yield from self._lose_node(peer)
             case kind if kind in _FROM_SESSION:
@@ -320,14 +322,32 @@ class BrokerCore:
         who.must_be(_REGISTERS[offer.role])
         owners = zip(offer.sessions, _owners(offer), strict=True)
         self._registry.register(peer, offer, now, who.id)
-        held = {session: owner for session, owner in owners if self._may_hold(session, who)}
+        elsewhere = {i for i in offer.sessions if self._is_elsewhere(i, peer, offer.name)}
+        held = {
+            session: owner
+            for session, owner in owners
+            if session not in elsewhere and self._may_hold(session, who)
+        }
         for session, route in self._routes.registered(peer, held, keyed=bool(who.id)):
             # A restarted broker sent it to another node before this one was here. That one closes
             # it when it answers; its room is there again.
             self._registry.ended(route.node, session)
         terms = Registered(self._terms.heartbeat_ms, self._terms.timeout_ms)
         yield Send(Side.NODES, peer, Frame.build(Kind.REGISTERED, terms, seq=envelope.seq).parts())
-        yield from self._tell(self._admission.room_was_made(now))
+        yield from (
+            self._close_on_node(peer, session) for session in offer.sessions if session in elsewhere
+        )
+        yield from self._tell(self._admission.room_was_made(now), now)
+
+    def _is_elsewhere(self, session: bytes, peer: bytes, name: str) -> bool:
+        """Whether another node than this one has accepted a session since, and goes on with it.
+
+        Under the address that it had before its connection was made anew, a node is no other.
+        """
+        route = self._routes.get(session)
+        if route is None or route.node == peer or not route.accepted:
+            return False
+        return self._registry.name_of(route.node) not in (None, name)
 
     def _may_hold(self, session: bytes, who: Identity) -> bool:
         """Whether no other key's node holds the session, and has not gone."""
@@ -350,9 +370,9 @@ class BrokerCore:
         refused = envelope.kind in _REFUSALS and not route.accepted
         if envelope.kind is Kind.CLOSE or refused:
             self._end(envelope.session)
-            yield from self._tell(self._admission.room_was_made(now))
+            yield from self._tell(self._admission.room_was_made(now), now)
         elif envelope.kind is Kind.ACCEPT:
-            route.accepted = True
+            self._routes.accepted(envelope.session)
             self._registry.accepted(peer, envelope.session)
 
     def tick(self, now: float) -> list[Send]:
@@ -367,9 +387,19 @@ class BrokerCore:
         self._ticked_at = now
         if held_up_s > 0:
             self._registry.forgive(held_up_s)
+        else:
+            self._forget_unanswered(now)
         lost = [send for peer in self._registry.silent(now) for send in self._lose_node(peer)]
         verdicts = [*self._admission.overdue(now), *self._admission.room_was_made(now)]
-        return [*lost, *self._tell(verdicts), *self._beats(now)]
+        return [*lost, *self._tell(verdicts, now), *self._beats(now)]
+
+    def _forget_unanswered(self, now: float) -> None:
+        """Let go of sessions whose node has not answered for so long that it would be dead.
+
+        It was never asked, or its answer was lost, and nobody has asked again.
+        """
+        for session in self._routes.unanswered(now - self._terms.timeout_ms / 1000):
+            self._end(session)
 
     def _beats(self, now: float) -> Iterator[Send]:
         """Heartbeats to the clients that nothing was sent to for half the timeout.

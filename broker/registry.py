@@ -49,6 +49,11 @@ class Registry:
     def __contains__(self, peer: object) -> bool:
         return peer in self._nodes
 
+    def name_of(self, peer: bytes) -> str | None:
+        """What the node at an address calls itself; None if there is none."""
+        node = self._nodes.get(peer)
+        return None if node is None else node.offer.name
+
     @property
     def trunks(self) -> list[Node]:
         """Those that serve."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 
 
 @dataclass(slots=True)
@@ -12,9 +13,9 @@ class Route:
 
     node: bytes
     client: bytes | None
-    accepted: bool
     # The id of its client's key; where there are no keys, a name that nobody is asked for.
     owner: bytes
+    accepted: bool = False
 
 
 class Routes:
@@ -23,6 +24,8 @@ class Routes:
     def __init__(self) -> None:
         self._routes: dict[bytes, Route] = {}
         self._of_node: dict[bytes, dict[bytes, Route]] = {}
+        # When nodes were asked for sessions that they have not answered for, the longest ago first.
+        self._asked_at: dict[bytes, float] = {}
 
     def __len__(self) -> int:
         return len(self._routes)
@@ -31,9 +34,25 @@ class Routes:
         """The route of a session, if there is one."""
         return self._routes.get(session)
 
-    def begin(self, session: bytes, node: bytes, client: bytes, owner: bytes) -> None:
+    def begin(self, session: bytes, route: Route, now: float) -> None:
         """A session is sent to a node."""
-        self._put(session, Route(node, client, accepted=False, owner=owner))
+        self._put(session, route)
+        self._asked_at[session] = now
+
+    def asked_again(self, session: bytes, client: bytes, now: float) -> None:
+        """A client asks once more for a session that has a route."""
+        self._routes[session].client = client
+        if self._asked_at.pop(session, None) is not None:
+            self._asked_at[session] = now
+
+    def accepted(self, session: bytes) -> None:
+        """Its node holds a session."""
+        self._routes[session].accepted = True
+        self._asked_at.pop(session, None)
+
+    def unanswered(self, since: float) -> list[bytes]:
+        """The sessions that nodes were last asked for before that, and have not answered for."""
+        return list(takewhile(lambda one: self._asked_at[one] < since, self._asked_at))
 
     def registered(
         self, node: bytes, held: Mapping[bytes, bytes], *, keyed: bool
@@ -58,7 +77,7 @@ class Routes:
                 moved.append((session, known))
             stands = known is not None and (not keyed or known.owner == owner)
             client = known.client if known is not None and stands else None
-            self._put(session, Route(node, client, accepted=True, owner=owner))
+            self._put(session, Route(node, client, owner, accepted=True))
         return moved
 
     def _put(self, session: bytes, route: Route) -> None:
@@ -70,6 +89,7 @@ class Routes:
     def end(self, session: bytes) -> Route:
         """Forget a session."""
         route = self._routes.pop(session)
+        self._asked_at.pop(session, None)
         of_node = self._of_node[route.node]
         del of_node[session]
         if not of_node:
@@ -81,6 +101,7 @@ class Routes:
         lost = self._of_node.pop(node, {})
         for session in lost:
             del self._routes[session]
+            self._asked_at.pop(session, None)
         return list(lost.items())
 
     def accepted_by(self, node: bytes) -> int:

@@ -266,6 +266,13 @@ RARE = (
         "False",
     ),
     Mutation(
+        "a session that no node answers for takes room for good",
+        BrokerCore,
+        "tick",
+        "self._forget_unanswered(now)",
+        "pass",
+    ),
+    Mutation(
         "who came last is served first",
         Line,
         "in_turn",

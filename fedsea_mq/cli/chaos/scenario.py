@@ -155,7 +155,10 @@ def _lone(seed: int, draw: Random) -> Scenario:
         (Job(Kind.GENERATE, draw.random(), (1, 2, 3) * draw.randint(1, 8), 8, dwells_s=0.3),)
         for _ in range(2)
     )
-    settings = _settings(draw, calm=True).replace(trunk={"max_sessions": 64, "direct": None})
+    # What was cached goes in one frame, so that sending it again takes little of that time.
+    settings = _settings(draw, calm=True).replace(
+        trunk={"max_sessions": 64, "max_frame_positions": 64, "step_positions": 256, "direct": None}
+    )
     fault = draw.choice((Fault.KILL_TRUNK, Fault.LOSE_TRUNK))
     killed = Event(0.5 + 2 * draw.random(), fault, draw.randrange(2), LONGEST_S)
     weather = _weather(draw, calm=True)

@@ -129,6 +129,29 @@ class TestLosing:
         refused(sent, SessionLost)
         assert placing.sessions == 0
 
+    def test_room_for_a_session_that_no_node_ever_answered_for_is_given_back(
+        self, placing: Placing
+    ) -> None:
+        assert placing.open(ANNA, S1, positions=100).peer == A
+        for _ in range(6):
+            placing.now += 1.0
+            placing.heartbeat(A)
+            placing.tick()
+        assert placing.sessions == 0
+        assert placing.open(BERT, S2, positions=100).peer == A
+        # An answer that comes all the same is of a session that nobody has.
+        (sent,) = placing.node_says(A, accept(S1))
+        assert closes(sent, A, S1)
+
+    def test_a_session_that_is_still_asked_for_is_waited_for(self, placing: Placing) -> None:
+        placing.open(ANNA, S1)
+        for _ in range(6):
+            placing.now += 1.0
+            placing.heartbeat(A)
+            placing.open(ANNA, S1)
+            placing.tick()
+        assert placing.sessions == 1
+
 
 class TestRestart:
     def test_an_answer_of_a_node_that_has_yet_to_register_ends_no_session(self) -> None:
@@ -160,6 +183,20 @@ class TestRestart:
         (sent,) = placing.node_says(B, accept(S1))
         assert closes(sent, B, S1)
         assert placing.open(BERT, S2, positions=100).peer == B
+
+    def test_a_session_goes_on_where_it_was_accepted_since_and_not_where_it_was_before(
+        self,
+    ) -> None:
+        placing = Placing(now=1.0)
+        placing.register(B)
+        assert placing.opened(ANNA, S1) == B
+        (_, told) = placing.register(A, offer("a", sessions=[S1, S2]))
+        assert closes(told, A, S1)
+        assert placing.extend(ANNA, S1).peer == B
+        assert placing.extend(ANNA, S2).peer == A
+        # The same node under another address is another matter.
+        placing.register(b"new address", offer("node-b", sessions=[S1]))
+        assert placing.extend(ANNA, S1).peer == b"new address"
 
     def test_a_node_that_holds_fewer_sessions_than_are_routed_to_it_says_which(
         self, placing: Placing
