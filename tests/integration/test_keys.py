@@ -263,7 +263,9 @@ async def test_who_claims_the_address_of_a_client_that_has_gone_gets_nothing_of_
         async with speaking(system, "anna", system.broker.clients) as anna:
             fingerprint = system.trunk._running.offer.fingerprint
             await anna.ask(Kind.OPEN, Open(fingerprint, 8, WireDtype.FP32), stolen)
-        address = system.broker._running._routes[stolen].client
+        route = system.broker._running._routes.get(stolen)
+        assert route is not None
+        address = route.client
         assert address is not None
         bert = Keyring.load(system.of("bert").security).to_broker(system.broker.clients)
         assert bert is not None
