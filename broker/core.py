@@ -385,21 +385,28 @@ class BrokerCore:
         """
         held_up_s = now - self._ticked_at - self._terms.heartbeat_ms / 1000
         self._ticked_at = now
+        told: list[Send] = []
         if held_up_s > 0:
             self._registry.forgive(held_up_s)
         else:
-            self._forget_unanswered(now)
-        lost = [send for peer in self._registry.silent(now) for send in self._lose_node(peer)]
+            told += self._let_go_unanswered(now)
+        for peer in self._registry.silent(now):
+            told += self._lose_node(peer)
         verdicts = [*self._admission.overdue(now), *self._admission.room_was_made(now)]
-        return [*lost, *self._tell(verdicts, now), *self._beats(now)]
+        return [*told, *self._tell(verdicts, now), *self._beats(now)]
 
-    def _forget_unanswered(self, now: float) -> None:
+    def _let_go_unanswered(self, now: float) -> Iterator[Send]:
         """Let go of sessions whose node has not answered for so long that it would be dead.
 
-        It was never asked, or its answer was lost, and nobody has asked again.
+        It was never asked, or its answer was lost, and nobody has asked again: a client that is
+        still there may be waiting for the answer.
         """
         for session in self._routes.unanswered(now - self._terms.timeout_ms / 1000):
-            self._end(session)
+            route = self._end(session)
+            if route.client is not None:
+                reason = SessionLost("the node did not answer for the session")
+                told = Frame.closing(reason, session).parts()
+                yield Send(Side.CLIENTS, route.client, told)
 
     def _beats(self, now: float) -> Iterator[Send]:
         """Heartbeats to the clients that nothing was sent to for half the timeout.

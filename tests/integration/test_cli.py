@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from fedsea_mq.model.lora import LoraSettings
 from fedsea_mq.model.partition import Cut
 from fedsea_mq.settings import Settings
 from tests.adapters import make_adapter, with_adapter
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,12 +43,6 @@ def fedsea(*arguments: str, stdin: str = "", status: int = 0) -> subprocess.Comp
 
 def report(*arguments: str, stdin: str = "") -> Any:
     return json.loads(fedsea(*arguments, "--json", stdin=stdin).stdout)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

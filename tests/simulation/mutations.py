@@ -192,8 +192,8 @@ RARE = (
         "a client leaves without a word",
         ClientSession,
         "_tell_closed",
-        "self._wires.send(",
-        "(lambda _: None)(",
+        "self._wires.requests.close(self._id)",
+        "pass",
     ),
     Mutation(
         "a session that cannot be opened where it was sent is given up",
@@ -215,13 +215,6 @@ RARE = (
         "_to_node",
         "self._end(envelope.session)",
         "pass",
-    ),
-    Mutation(
-        "sessions of a client that is gone stay",
-        BrokerCore,
-        "undelivered",
-        "return [self._close_on_node(self._end(i).node, i) for i in orphans]",
-        "return []",
     ),
     Mutation(
         "clients of a dead node are not told",
@@ -255,8 +248,8 @@ RARE = (
         "sessions that a node registers with are not routed",
         Routes,
         "registered",
-        "for session in sessions:",
-        "for session in ():",
+        "in held.items():",
+        "in ():",
     ),
     Mutation(
         "a model whose nodes are away is refused",
@@ -264,13 +257,6 @@ RARE = (
         "place",
         "asked.fingerprint in self._served",
         "False",
-    ),
-    Mutation(
-        "a session that no node answers for takes room for good",
-        BrokerCore,
-        "tick",
-        "self._forget_unanswered(now)",
-        "pass",
     ),
     Mutation(
         "who came last is served first",

@@ -66,6 +66,26 @@ class TestLosing:
         placing.tick()
         assert placing.status().nodes == []
 
+    def test_given_a_node_that_never_answers_for_a_session_then_its_client_is_told(
+        self, placing: Placing
+    ) -> None:
+        """The session's room is there again, and a late answer has the node let go as well."""
+        placing.open(ANNA, S1)
+        placing.now += 4.0
+        placing.heartbeat(A)
+        assert placing.tick() == []
+        assert placing.open(ANNA, S1).peer == A  # asked once more, it waits anew
+        placing.now += 4.0
+        placing.heartbeat(A)
+        assert placing.tick() == []
+        placing.now += 1.5
+        (told,) = placing.tick()
+        assert (told.side, told.peer) == (Side.CLIENTS, ANNA)
+        refused(told, SessionLost)
+        assert placing.sessions == 0
+        (late,) = placing.node_says(A, accept(S1))
+        assert closes(late, A, S1)
+
     def test_given_a_dead_node_that_speaks_again_then_it_must_register(
         self, placing: Placing
     ) -> None:
