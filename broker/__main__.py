@@ -6,6 +6,7 @@ import sys
 
 from broker.server import Broker
 from fedsea_mq.entry import (
+    allow_many_connections,
     announce,
     begin_peer_numbers_anywhere,
     run_process,
@@ -25,6 +26,7 @@ async def serve(settings: Settings) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the process."""
     settings = settings_from_arguments("fedsea_mq broker", arguments)
+    allow_many_connections()
     begin_peer_numbers_anywhere()
     return run_process(serve(settings), settings)
 

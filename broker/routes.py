@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Final
+
+from broker.limits import Held
+
+_NOTHING: Final = Held()
 
 
 @dataclass(slots=True)
@@ -16,6 +21,8 @@ class Route:
     # The id of its client's key; where there are no keys, a name that nobody is asked for.
     owner: bytes
     accepted: bool = False
+    # KV positions set aside for it, where that is known.
+    positions: int = 0
 
 
 class Routes:
@@ -24,6 +31,7 @@ class Routes:
     def __init__(self) -> None:
         self._routes: dict[bytes, Route] = {}
         self._of_node: dict[bytes, dict[bytes, Route]] = {}
+        self._of_owner: dict[bytes, Held] = {}
         # When nodes were asked for sessions that they have not answered for, the longest ago first.
         self._asked_at: dict[bytes, float] = {}
 
@@ -33,6 +41,10 @@ class Routes:
     def get(self, session: bytes) -> Route | None:
         """The route of a session, if there is one."""
         return self._routes.get(session)
+
+    def held_by(self, owner: bytes) -> Held:
+        """What the sessions of a client take."""
+        return self._of_owner.get(owner, _NOTHING)
 
     def begin(self, session: bytes, route: Route, now: float) -> None:
         """A session is sent to a node."""
@@ -77,7 +89,8 @@ class Routes:
                 moved.append((session, known))
             stands = known is not None and (not keyed or known.owner == owner)
             client = known.client if known is not None and stands else None
-            self._put(session, Route(node, client, owner, accepted=True))
+            positions = 0 if known is None else known.positions
+            self._put(session, Route(node, client, owner, True, positions))
         return moved
 
     def _put(self, session: bytes, route: Route) -> None:
@@ -85,11 +98,15 @@ class Routes:
             self.end(session)
         self._routes[session] = route
         self._of_node.setdefault(route.node, {})[session] = route
+        held = self._of_owner.setdefault(route.owner, Held())
+        held.sessions += 1
+        held.positions += route.positions
 
     def end(self, session: bytes) -> Route:
         """Forget a session."""
         route = self._routes.pop(session)
         self._asked_at.pop(session, None)
+        self._release(route)
         of_node = self._of_node[route.node]
         del of_node[session]
         if not of_node:
@@ -99,10 +116,18 @@ class Routes:
     def end_all_of(self, node: bytes) -> list[tuple[bytes, Route]]:
         """Forget the sessions of a node: these."""
         lost = self._of_node.pop(node, {})
-        for session in lost:
+        for session, route in lost.items():
             del self._routes[session]
             self._asked_at.pop(session, None)
+            self._release(route)
         return list(lost.items())
+
+    def _release(self, route: Route) -> None:
+        held = self._of_owner[route.owner]
+        held.sessions -= 1
+        held.positions -= route.positions
+        if not held.sessions:
+            del self._of_owner[route.owner]
 
     def accepted_by(self, node: bytes) -> int:
         """Sessions that a node has said that it holds."""

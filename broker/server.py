@@ -11,7 +11,10 @@ from typing import Any, Self
 
 import zmq
 
-from broker.core import CLIENT_PARTIES, NODE_PARTIES, BrokerCore, BrokerTerms, Send, Side
+from broker.core import BrokerCore
+from broker.limits import Limits
+from broker.messages import CLIENT_PARTIES, NODE_PARTIES, Send, Side
+from broker.state import BrokerTerms
 from fedsea_mq.errors import FedSeaError, NotRunning, PeerUnreachable, SendQueueFull
 from fedsea_mq.log import get_logger
 from fedsea_mq.protocol.bundle import unbundled_from
@@ -19,6 +22,7 @@ from fedsea_mq.security.keyring import DoorKeys, Keyring
 from fedsea_mq.security.settings import NO_KEYS, SecuritySection
 from fedsea_mq.security.trust_watch import TrustWatch
 from fedsea_mq.settings import BrokerSettings
+from fedsea_mq.transport.connection_limit import ConnectionLimit
 from fedsea_mq.transport.doorkeeper import Doorkeeper
 from fedsea_mq.transport.loop_socket import Context, LoopSocket
 from fedsea_mq.transport.outbox import Outbox
@@ -43,7 +47,7 @@ class Broker:
     ) -> None:
         self._settings = settings
         self._context = context
-        self._terms = BrokerTerms(settings.heartbeat_ms, settings.timeout_ms)
+        self._terms = BrokerTerms(settings.heartbeat_ms, settings.timeout_ms, _limits(settings))
         self._core: BrokerCore | None = None
         keyring = Keyring.load(security)
         self._trust = keyring.trust
@@ -55,7 +59,11 @@ class Broker:
             Side.CLIENTS: self._socket(Side.CLIENTS, self._from_client, doors[Side.CLIENTS]),
             Side.NODES: self._socket(Side.NODES, self._from_node, doors[Side.NODES]),
         }
-        self._doorkeepers = {side: Doorkeeper(self._sockets[side], doors[side]) for side in Side}
+        most = settings.max_connections
+        self._counts = {side: ConnectionLimit(self._sockets[side], most) for side in Side}
+        self._doorkeepers = {
+            side: Doorkeeper(self._sockets[side], doors[side], self._counts[side]) for side in Side
+        }
         self._outboxes = {side: Outbox(partial(self._transmit, side)) for side in Side}
         self._ticker: asyncio.Task[None] | None = None
         self._stack = AsyncExitStack()
@@ -81,8 +89,8 @@ class Broker:
         async with AsyncExitStack() as stack:
             for side in Side:
                 await stack.enter_async_context(self._sockets[side])
-                if self._trust is not None:
-                    await stack.enter_async_context(self._doorkeepers[side])
+                await stack.enter_async_context(self._counts[side])
+                await stack.enter_async_context(self._doorkeepers[side])
                 stack.callback(self._outboxes[side].flush)
             self.clients = self._sockets[Side.CLIENTS].bind(self._settings.clients)
             self.nodes = self._sockets[Side.NODES].bind(self._settings.nodes)
@@ -138,6 +146,16 @@ class Broker:
         except (PeerUnreachable, SendQueueFull) as error:
             _log.warning("peer let go", side=side.name.lower(), reason=str(error))
             self._deliver(self._running.undelivered(side, peer))
+
+
+def _limits(settings: BrokerSettings) -> Limits:
+    mb_per_s = settings.client_mb_per_s
+    return Limits(
+        sessions=settings.client_sessions,
+        positions=settings.client_positions,
+        frames_per_s=settings.client_frames_per_s,
+        bytes_per_s=None if mb_per_s is None else mb_per_s * 1e6,
+    )
 
 
 def _now() -> float:

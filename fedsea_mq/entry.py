@@ -8,16 +8,18 @@ import ctypes
 import json
 import logging
 import os
+import resource
 import secrets
 import signal
 import sys
 from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import structlog
 
-from fedsea_mq.errors import FedSeaError
+from fedsea_mq.errors import FedSeaError, StepStuck
 from fedsea_mq.settings import LogSettings, Settings
 
 # In the environment: the process id of the parent without which a process is to end.
@@ -67,14 +69,29 @@ def configure_logging(settings: LogSettings) -> None:
 def run_process(main: Coroutine[Any, Any, None], settings: Settings) -> int:
     """Configure logging and run `main` to its end; the exit status."""
     configure_logging(settings.log)
-    status = 0
+    errors: list[BaseException] = []
     try:
         asyncio.run(main)
     except* FedSeaError as group:
-        for error in leaves(group):
-            sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        status = 1
-    return status
+        errors = leaves(group)
+    for error in errors:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+    if any(isinstance(error, StepStuck) for error in errors):
+        _end_now(1)  # Python's own end would wait for the thread
+    return 1 if errors else 0
+
+
+def _end_now(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def allow_many_connections() -> None:
+    """Raise the number of files that this process may have open as far as it may be raised."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS names more than it allows
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def begin_peer_numbers_anywhere() -> None:

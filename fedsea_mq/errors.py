@@ -73,6 +73,14 @@ class NotRunning(LocalError):
     """A node, link or session was used before `async with` entered it or after it was left."""
 
 
+class StepStuck(LocalError):
+    """The compute thread does not come back from a step; its node cannot go on."""
+
+
+class NotReady(LocalError):
+    """What is to serve does not, yet or any more."""
+
+
 class EndpointUnavailable(LocalError):
     """An endpoint that cannot be listened on or connected to: taken, or not an endpoint."""
 

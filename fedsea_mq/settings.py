@@ -41,6 +41,7 @@ def _reachable_at_some_port(endpoint: str) -> str:
 # Offered to clients as it stands, once the port is known.
 OfferedEndpoint = Annotated[str, AfterValidator(_reachable_at_some_port)]
 Megabytes = Annotated[int, Field(ge=1, le=1 << 20)]
+Limit = Annotated[int, Field(ge=1)] | None
 ComputeDtype = Literal["fp32", "bf16", "fp16"]
 # What is kept in memory: in the compute dtype, or smaller.
 Storage = Literal["auto", "int8"]
@@ -93,11 +94,23 @@ class NoiseSettings(Section):
     )
 
 
+class StandbySettings(Section):
+    """Where another broker listens."""
+
+    clients: Endpoint
+    nodes: Endpoint
+
+
 class BrokerSettings(Section):
     """Where the broker listens, and when it takes a silent node for dead."""
 
     clients: Endpoint = Field("tcp://127.0.0.1:7700", description="clients connect here")
     nodes: Endpoint = Field("tcp://127.0.0.1:7701", description="trunk nodes connect here")
+    standby: StandbySettings | None = Field(
+        None,
+        description="another broker, with the same key: trunk nodes register with both, clients "
+        "go there when the first falls silent",
+    )
     heartbeat_ms: Milliseconds = Field(1000, description="nodes must speak this often")
     timeout_ms: Milliseconds = Field(5000, description="silent for longer means dead")
     max_part_mb: Megabytes = Field(64, description="largest frame part accepted off the wire")
@@ -106,12 +119,30 @@ class BrokerSettings(Section):
         description="messages queued to one peer before it is cut as a slow consumer; small frames "
         "travel together, up to 256 KiB a message",
     )
+    max_connections: Annotated[int, Field(ge=1, le=60_000)] = Field(
+        4096, description="on each of the two ports; further ones are refused, and try again"
+    )
+    # A client is a key or, where there are no keys, a connection.
+    client_sessions: Limit = Field(1024, description="sessions of one client; null for no limit")
+    client_positions: Limit = Field(None, description="KV positions of one client's sessions")
+    client_frames_per_s: Limit = Field(None, description="what one client may send; two seconds'")
+    client_mb_per_s: Limit = Field(None, description="worth at once. Beyond it is told busy")
 
     @model_validator(mode="after")
     def _timeout_spans_heartbeats(self) -> Self:
         if self.timeout_ms < 2 * self.heartbeat_ms:
             raise ValueError("timeout_ms must be at least twice heartbeat_ms")
         return self
+
+    @property
+    def all_for_clients(self) -> list[str]:
+        """Where clients connect, the first first."""
+        return [self.clients, *([] if self.standby is None else [self.standby.clients])]
+
+    @property
+    def all_for_nodes(self) -> list[str]:
+        """Where trunk nodes connect, the first first."""
+        return [self.nodes, *([] if self.standby is None else [self.standby.nodes])]
 
     @property
     def at(self) -> str:
@@ -136,6 +167,9 @@ class TrunkSettings(Section):
         10.0,
         description="how long a step may be held back for sessions on their way; never longer "
         "than sharing the step saves",
+    )
+    step_timeout_s: Seconds = Field(
+        120.0, description="a step that takes longer is stuck: the node leaves, and ends"
     )
     lease_s: Seconds = Field(30.0, description="a session silent for longer is closed")
     drain_s: Annotated[float, Field(ge=0, le=86_400)] = Field(

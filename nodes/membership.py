@@ -15,18 +15,27 @@ _log = get_logger(__name__)
 _REGISTER_AGAIN_S = 1.0
 
 
+def _bear_it() -> None:
+    return None
+
+
 class Membership:
-    """Runs for the node's whole life. `offer` and `load` are asked for anew each time."""
+    """Runs for the node's whole life. `offer` and `load` are asked for anew each time.
+
+    `on_silence` is told when the broker has said nothing for longer than its own timeout.
+    """
 
     def __init__(
         self,
         send: Callable[[Parts], None],
         offer: Callable[[], Register],
         load: Callable[[], Load],
+        on_silence: Callable[[], None] = _bear_it,
     ) -> None:
         self._send = send
         self._offer = offer
         self._load = load
+        self._on_silence = on_silence
         self._terms: Registered | None = None
         self._heard = asyncio.Event()
         self.registered = asyncio.Event()
@@ -72,6 +81,12 @@ class Membership:
             if silent_ms >= self._terms.timeout_ms:
                 _log.warning("the broker is silent", silent_ms=silent_ms)
                 self.registered.clear()
+                self._on_silence()
+
+    def say_again(self) -> None:
+        """Tell the broker what the node holds, if it knows the node: it may not know it all."""
+        if self.registered.is_set():
+            self._tell(Kind.REGISTER, self._offer())
 
     def leave(self) -> None:
         """Tell the broker that this node is gone."""

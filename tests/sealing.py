@@ -10,7 +10,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker import Broker
-from broker.core import Send, Side
+from broker.messages import Send, Side
 from fedsea_mq.protocol.bounded import Role
 from fedsea_mq.protocol.envelope import Envelope, Kind
 from fedsea_mq.protocol.frames import Parts

@@ -15,6 +15,7 @@ from fedsea_mq import __version__
 from fedsea_mq.cli import options
 from fedsea_mq.cli.adapters import adapters
 from fedsea_mq.cli.bench.command import bench
+from fedsea_mq.cli.chaos.command import chaos
 from fedsea_mq.cli.keys import keygen, trust
 from fedsea_mq.cli.output import console, print_json, print_table, progress_console
 from fedsea_mq.entry import leaves
@@ -33,6 +34,7 @@ app.add_typer(bench, name="bench")
 app.add_typer(adapters, name="adapters")
 app.add_typer(trust, name="trust")
 app.command()(keygen)
+app.command()(chaos)
 Count = Annotated[int, typer.Option("--n", min=1, help="Examples of a task.")]
 
 
@@ -211,6 +213,34 @@ def pretrain(
     from fedsea_mq.cli.pretrain import pretrain as run
 
     run(out, draft=draft, steps=steps, seed=seed, threads=threads, as_json=as_json)
+
+
+@app.command()
+def soak(
+    minutes: Annotated[float, typer.Option(min=0.5, help="How long.")] = 60.0,
+    load: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Share of what the system takes.")
+    ] = 0.8,
+    config: options.Config = None,
+    set_: options.Overrides = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Load a system steadily for long, and see that no process grows.
+
+    Exits 1 if one did: in memory by more than 2 % after the warm-up, or in open files at all; or if
+    a request failed.
+    """
+    from fedsea_mq.cli.soak import soak as run
+
+    soaked = _run(run(_quiet(config, set_), minutes, load))
+    told = soaked.as_json()
+    if as_json:
+        print_json(told)
+    else:
+        rows = [(name, *one.values()) for name, one in told["processes"].items()]
+        columns = ("process", "MB, warm", "MB, end", "growth", "files, warm", "files, end")
+        print_table(f"{minutes:g} min at {told['rate_rps']} requests/s", columns, rows)
+    sys.exit(0 if soaked.is_flat else 1)
 
 
 @app.command()
@@ -440,25 +470,21 @@ def status(
 
 
 @app.command()
-def chaos(
-    quick: Annotated[bool, typer.Option("--quick", help="200 seeds.")] = False,
-    seeds: Annotated[int, typer.Option(min=1, help="Systems to simulate.")] = 1000,
-    first: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Repeat this one, and print all that happens.")
+def health(
+    trunks: Annotated[int, typer.Option(min=0, help="Nodes that must take sessions.")] = 1,
+    node: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A node that must be registered.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, max=256, help="Processes to simulate in.")] = 1,
-    as_json: options.AsJson = False,
+    config: options.Config = None,
+    set_: options.Overrides = None,
 ) -> None:
-    """Simulate systems under faults, a seed each, and see that all promises hold."""
-    from fedsea_mq.cli.chaos import command
+    """Exit 0 if the broker answers and enough trunk nodes take sessions, else 1 and say why.
 
-    if seed is not None:
-        held = command.repeat(seed, as_json=as_json)
-    else:
-        count = command.QUICK_SEEDS if quick else seeds
-        held = command.chaos(first, count, jobs, as_json=as_json)
-    sys.exit(0 if held else 1)
+    `--trunks 0` asks whether the broker lives, with `--node` whether a node does.
+    """
+    from fedsea_mq.cli.health import health as run
+
+    console.print(_run(run(_quiet(config, set_), trunks, node)))
 
 
 def _numbers(text: str) -> list[float]:

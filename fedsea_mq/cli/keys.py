@@ -9,8 +9,10 @@ import typer
 
 from fedsea_mq.cli import options
 from fedsea_mq.cli.output import console, print_json, print_table
+from fedsea_mq.protocol.bounded import Role
 from fedsea_mq.security.identity import Party
 from fedsea_mq.security.keys import read_public, write_pair
+from fedsea_mq.security.operator_keys import sign_file, write_operator_pair
 from fedsea_mq.security.trust import TrustFolder
 
 trust = typer.Typer(no_args_is_help=True, help="Whose keys may connect here, and as what.")
@@ -24,8 +26,16 @@ _HERE = Path("trust")
 def keygen(
     out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("keys"),
     name: Annotated[str, typer.Option(help="What the two files are called.")] = "fedsea",
+    operator: Annotated[
+        bool, typer.Option("--operator", help="A key that signs nodes' keys, and nothing else.")
+    ] = False,
 ) -> None:
     """Make a key pair: NAME.key, which stays here, and NAME.pub, which others are given."""
+    if operator:
+        write_operator_pair(out, name)
+        console.print(f"secret  {out / name}.key   mode 0600; keep it off every node")
+        console.print(f"public  {out / name}.pub   clients name it as security.operator_key")
+        return
     public = write_pair(out, name)
     console.print(f"secret  {out / name}.key   mode 0600; give it to nobody")
     console.print(f"public  {out / name}.pub   for whoever is to trust it")
@@ -56,6 +66,18 @@ def remove(party: As, name: str, folder: Folder = _HERE) -> None:
     for one in of_party:
         if one.key in keys and one.name != name:
             console.print(f"warning: the same key is still trusted, as {party.value} {one.name}")
+
+
+@trust.command()
+def sign(
+    role: Annotated[Role, typer.Argument(metavar="ROLE", help="trunk or aggregator.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.pub", help="The node's public key.")],
+    key: Annotated[
+        Path, typer.Option("--key", metavar="FILE", help="The operator's secret key.")
+    ] = Path("keys/operator.key"),
+) -> None:
+    """Sign a node's key for its role: the signature belongs beside the node's NAME.key."""
+    console.print(f"{sign_file(key, role, file)}")
 
 
 @trust.command(name="list")

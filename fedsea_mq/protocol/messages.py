@@ -113,9 +113,10 @@ class SealedAccept:
 
 @dataclass(frozen=True, slots=True, config=BODY)
 class BusyNotice:
-    """No room now; ask again after `retry_after_ms`."""
+    """No room now, as `message` says; ask again after `retry_after_ms`."""
 
     retry_after_ms: Pause
+    message: Annotated[str, Field(strict=True, max_length=MAX_MESSAGE_CHARS)] = "no room now"
 
 
 @dataclass(frozen=True, slots=True, config=BODY)
@@ -304,7 +305,8 @@ def decode_body(body: type[B], part: bytes) -> B:
 def error_notice(error: FedSeaError) -> ErrorNotice | BusyNotice:
     """How an error is told to the other party."""
     if isinstance(error, Busy):
-        return BusyNotice(retry_after_ms=max(MIN_PAUSE_MS, round(error.retry_after_s * 1000)))
+        pause_ms = max(MIN_PAUSE_MS, round(error.retry_after_s * 1000))
+        return BusyNotice(pause_ms, str(error)[:MAX_MESSAGE_CHARS])
     if isinstance(error, LocalError):
         # Our own fault is not theirs to read.
         return ErrorNotice(code=RemoteError.code, message="internal error")
@@ -315,5 +317,5 @@ def error_notice(error: FedSeaError) -> ErrorNotice | BusyNotice:
 def raised_from(notice: ErrorNotice | BusyNotice) -> RemoteError:
     """The error that a notice stands for."""
     if isinstance(notice, BusyNotice):
-        return Busy("no node has room now", notice.retry_after_ms / 1000)
+        return Busy(notice.message, notice.retry_after_ms / 1000)
     return error_from_wire(notice.code, notice.message)

@@ -92,8 +92,8 @@ def write_pair(folder: Path, name: str) -> PublicKey:
         for file in (public, private):
             if file.exists():
                 raise KeyFileError(f"{file} is there already, and is not overwritten")
-        _write_new(private, _line(_SECRET, secret.raw), 0o600)
-        _write_new(public, public_line(secret.public), 0o644)
+        write_new(private, _line(_SECRET, secret.raw), 0o600)
+        write_new(public, public_line(secret.public), 0o644)
     except OSError as error:
         raise KeyFileError(f"{folder}: cannot write keys: {error.strerror}") from error
     return secret.public
@@ -122,11 +122,17 @@ def _line(kind: str, raw: bytes) -> str:
     return f"{kind}:{base64.b64encode(raw).decode()}\n"
 
 
-def _write_new(file: Path, text: str, mode: int) -> None:
+def write_new(file: Path, text: str, mode: int) -> None:
+    """Write a file that is not there yet, with this mode from the first. Raises `OSError`."""
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, "w") as opened:
         opened.write(text)
         os.fsync(descriptor)
+
+
+def read_secret_line(file: Path, kind: str) -> bytes:
+    """The 32 bytes of another kind of secret; as `read_secret`."""
+    return _read(file, kind, _OTHERS)
 
 
 def _read(file: Path, kind: str, forbidden: int) -> bytes:

@@ -143,5 +143,10 @@ def read_line(file: Path, kind: str, size: int) -> bytes:
 
 
 def write_line(file: Path, kind: str, raw: bytes) -> None:
-    """Write what `read_line` reads."""
-    file.write_text(f"{kind}:{base64.b64encode(raw).decode()}\n")
+    """Write what `read_line` reads. Raises `OSError`."""
+    file.write_text(line_of(kind, raw))
+
+
+def line_of(kind: str, raw: bytes) -> str:
+    """What a file of this kind holds."""
+    return f"{kind}:{base64.b64encode(raw).decode()}\n"

@@ -1,7 +1,7 @@
 """Whose keys are trusted, and as what: a folder for each party, a file for each key.
 
 trust/clients/anna.pub      may open sessions
-trust/trainers/clinic-2.pub may take part in training runs
+trust/trainers/clinic-2.pub may take part in training runs, as clinic-2
 trust/trunks/rack-3.pub     may register as a trunk node
 trust/aggregators/main.pub  may register as an aggregator, and direct trunk nodes in its run
 """
@@ -12,7 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -169,7 +169,10 @@ class AllowList:
 
 
 def _identities(trusted: Iterable[Trusted]) -> dict[bytes, Identity]:
-    parties: dict[bytes, set[Party]] = {}
+    found: dict[bytes, Identity] = {}
     for one in trusted:
-        parties.setdefault(one.key.id, set()).add(one.party)
-    return {key_id: Identity(key_id, frozenset(found)) for key_id, found in parties.items()}
+        known = found.get(one.key.id, Identity(one.key.id, frozenset()))
+        found[one.key.id] = replace(
+            known, parties=known.parties | {one.party}, names=known.names | {one.name}
+        )
+    return found

@@ -30,6 +30,7 @@ from fedsea_mq.serving.arrivals import Arrivals
 from fedsea_mq.serving.scheduler import Owner, Scheduler, Share, StepLimits
 from fedsea_mq.serving.step_cost import StepCost
 from fedsea_mq.serving.turns import Turns
+from fedsea_mq.serving.watchdog import Watchdog
 
 R = TypeVar("R")
 # A packed `[total, ...]` input and its spans to one output a span.
@@ -107,8 +108,8 @@ class Batcher:
     """Runs work in steps; use it with `async with`, submit with `run`.
 
     It occupies the executor's thread while it runs. `max_wait_s` bounds how long a step waits for
-    sessions that are on their way; it never waits longer than a step's fixed cost. `clock` tells
-    the time, in seconds.
+    sessions that are on their way; it never waits longer than a step's fixed cost. A step or slice
+    that takes longer than `patience_s` is stuck (see `watch`). `clock` tells the time, in seconds.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Batcher:
         limits: StepLimits,
         *,
         max_wait_s: float = 0.01,
+        patience_s: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._executor = executor
@@ -136,6 +138,7 @@ class Batcher:
         self._thread_done: asyncio.Future[None] | None = None
         self._computing: Sequence[Share[Work[Any]]] = ()
         self._cost = StepCost()
+        self._watchdog = Watchdog(patience_s, clock)
         self.stats = StepStats()
 
     async def __aenter__(self) -> Self:
@@ -153,12 +156,26 @@ class Batcher:
             self._stopping = True
             self._changed.notify()
         assert self._thread_done is not None
-        await asyncio.wait([self._thread_done])
+        if not self.is_stuck:
+            await asyncio.wait([self._thread_done])
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the thread was found not to come back; nothing can be done with it any more."""
+        return self._watchdog.is_stuck
 
     async def watch(self) -> None:
-        """Return when the compute thread stops; raises what ended it, if it was not asked to."""
+        """Return when the compute thread stops.
+
+        Raises:
+            StepStuck: a step or slice takes too long; leaving the batcher does not wait for it.
+            BaseException: what ended the thread, if it was not asked to stop.
+        """
         assert self._thread_done is not None
-        await asyncio.shield(self._thread_done)
+        while not self._thread_done.done():
+            await asyncio.wait([self._thread_done], timeout=self._watchdog.look_after_s)
+            self._watchdog.look()
+        self._thread_done.result()
 
     async def run(self, work: Work[R]) -> R:
         """Queue `work` and wait for its result.
@@ -241,10 +258,11 @@ class Batcher:
 
     def _run_until_stopped(self) -> None:
         while (turn := self._next_turn()) is not None:
-            if isinstance(turn, SlicedWork):
-                self._run_slice(turn)
-            else:
-                self._run_step(turn)
+            with self._watchdog.working():
+                if isinstance(turn, SlicedWork):
+                    self._run_slice(turn)
+                else:
+                    self._run_step(turn)
 
     def _run_step(self, step: list[Share[Work[Any]]]) -> None:
         self._computing, started = step, self._clock()

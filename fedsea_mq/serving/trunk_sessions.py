@@ -29,10 +29,24 @@ from fedsea_mq.protocol.payload import PayloadSpec
 from fedsea_mq.protocol.positions import TrunkPositions, Verdict
 from fedsea_mq.serving.scheduler import Owner, Urgency
 
-# Where frames come from and replies go to, if not to a client's own connection.
+# Where frames come from and replies go to. Brokers have a byte, the first of them none; the
+# connection of a client has `DIRECT` and then what its socket calls it.
 BROKER: Final = b""
+DIRECT: Final = b"direct:"
+
+
+def of_broker(number: int) -> bytes:
+    """Where frames of one of several brokers come from."""
+    return bytes([number]) if number else BROKER
+
+
+def is_direct(origin: bytes) -> bool:
+    """Whether frames from there come past the brokers."""
+    return origin.startswith(DIRECT)
+
+
 # What a client may send past the broker: nothing that the broker must know of.
-_DIRECT: Final = frozenset({Kind.EXTEND, Kind.RENEW})
+_MAY_BE_DIRECT: Final = frozenset({Kind.EXTEND, Kind.RENEW})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +69,7 @@ class TrunkTerms:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Send these parts to the broker, or to a client's own connection."""
+    """Send these parts to a broker, or to a client's own connection."""
 
     parts: Parts
     to: bytes = BROKER
@@ -106,7 +120,9 @@ class _Session:
     positions: TrunkPositions
     lease_until: float
     # Where the newest extend frame came from, and its result goes to.
-    heard_from: bytes = BROKER
+    heard_from: bytes
+    # The broker that the client speaks by.
+    broker: bytes
 
     def owner(self, session: bytes) -> Owner:
         return Owner(self.opened.client, session, Urgency(self.opened.urgency))
@@ -140,6 +156,11 @@ class TrunkSessions:
         """Whose each of them is, in the same order."""
         return [session.opened.client for session in self._sessions.values()]
 
+    def broker_of(self, session_id: bytes) -> bytes:
+        """The broker that a session's client speaks by; the first, of one that is not held."""
+        session = self._sessions.get(session_id)
+        return BROKER if session is None else session.broker
+
     @property
     def slots_free(self) -> int:
         """The sessions that could be opened now, as far as their number goes."""
@@ -148,7 +169,7 @@ class TrunkSessions:
     @property
     def direct(self) -> int:
         """The sessions whose states come past the broker."""
-        return sum(session.heard_from != BROKER for session in self._sessions.values())
+        return sum(is_direct(session.heard_from) for session in self._sessions.values())
 
     def take_peaks(self) -> Peaks:
         """The most that was held at a time since this was called last."""
@@ -167,7 +188,7 @@ class TrunkSessions:
         Every fault becomes a typed error reply; none is raised.
         """
         try:
-            if origin != BROKER and frame.envelope.kind not in _DIRECT:
+            if is_direct(origin) and frame.envelope.kind not in _MAY_BE_DIRECT:
                 raise MalformedFrame(f"a {frame.envelope.kind.name} frame past the broker")
             self._check_owner(frame.envelope.session, sender)
             return self._dispatch(frame, now, origin)
@@ -182,18 +203,18 @@ class TrunkSessions:
     def _dispatch(self, frame: Frame, now: float, origin: bytes) -> list[Action]:
         match frame.envelope.kind:
             case Kind.OPEN:
-                return self._open(frame, now)
+                return self._open(frame, now, origin)
             case Kind.EXTEND:
                 return self._extend(frame, now, origin)
             case Kind.RENEW:
-                self._find(frame, now)
+                self._find(frame, now, origin)
                 return [self._reply(frame.envelope, Kind.RENEWED, Nothing(), origin)]
             case Kind.CLOSE:
                 return self._close(frame.envelope.session)
             case kind:
                 raise MalformedFrame(f"a {kind.name} frame is not for a trunk node")
 
-    def _open(self, frame: Frame, now: float) -> list[Action]:
+    def _open(self, frame: Frame, now: float, origin: bytes) -> list[Action]:
         if not frame.envelope.session:
             raise MalformedFrame("an open frame without a session id")
         asked = frame.body(Open)
@@ -205,6 +226,8 @@ class TrunkSessions:
                 PayloadSpec(asked.dtype, self.terms.hidden),
                 TrunkPositions(asked.max_positions, self.terms.max_frame_positions),
                 now + self.terms.lease_s,
+                origin,
+                origin,
             )
             self.kv_free -= asked.max_positions
             self._peaks = self._peaks.and_(self._now())
@@ -217,7 +240,7 @@ class TrunkSessions:
             direct=self.terms.direct,
             direct_key=self.terms.direct_key,
         )
-        return [self._reply(frame.envelope, Kind.ACCEPT, terms)]
+        return [self._reply(frame.envelope, Kind.ACCEPT, terms, origin)]
 
     def _admit(self, asked: Open, now: float) -> None:
         terms = self.terms
@@ -239,7 +262,7 @@ class TrunkSessions:
             raise Busy(f"node {terms.node} has no room now", self._comebacks.pause_s(now))
 
     def _extend(self, frame: Frame, now: float, origin: bytes) -> list[Action]:
-        session = self._find(frame, now)
+        session = self._find(frame, now, origin)
         body = frame.body(Extend)
         session.spec.check(frame.payload, body.count)
         verdict = session.positions.receive(body, frame.payload, frame.envelope.seq)
@@ -303,23 +326,25 @@ class TrunkSessions:
     def expire(self, now: float) -> list[Action]:
         """Close every session whose lease ran out and tell its client, should it still be there."""
         actions: list[Action] = []
-        for session_id in [i for i, s in self._sessions.items() if s.lease_until <= now]:
-            actions += self._close(session_id)
-            gone = SessionUnknown("the session's lease ran out")
-            actions.append(Reply(Frame.closing(gone, session_id).parts()))
+        for session_id, session in list(self._sessions.items()):
+            if session.lease_until <= now:
+                actions += self._close(session_id)
+                gone = SessionUnknown("the session's lease ran out")
+                actions.append(Reply(Frame.closing(gone, session_id).parts(), session.broker))
         return actions
 
-    def _find(self, frame: Frame, now: float) -> _Session:
+    def _find(self, frame: Frame, now: float, origin: bytes) -> _Session:
         session = self._sessions.get(frame.envelope.session)
         if session is None:
             raise SessionUnknown("no such session on this node")
         # Whoever sends copies need not be its client.
         if not frame.again:
             session.lease_until = now + self.terms.lease_s
+            session.broker = session.broker if is_direct(origin) else origin
         return session
 
     @staticmethod
-    def _reply(envelope: Envelope, kind: Kind, body: Accept | Nothing, to: bytes = BROKER) -> Reply:
+    def _reply(envelope: Envelope, kind: Kind, body: Accept | Nothing, to: bytes) -> Reply:
         frame = Frame.build(kind, body, session=envelope.session, seq=envelope.seq)
         return Reply(frame.parts(), to)
 

@@ -67,7 +67,7 @@ class DirectListener:
             context=context,
         )
         self._limit = ConnectionLimit(self._socket, max_connections)
-        self._doorkeeper = Doorkeeper(self._socket, keys, lambda: self._limit.is_exceeded)
+        self._doorkeeper = Doorkeeper(self._socket, keys, self._limit, go_elsewhere=True)
         self._outbox = Outbox(self._transmit)
         self._stack = AsyncExitStack()
 

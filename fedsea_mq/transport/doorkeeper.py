@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Self
 
@@ -22,6 +21,7 @@ from fedsea_mq.security.identity import ANYBODY, Identity
 from fedsea_mq.security.keyring import DoorKeys
 from fedsea_mq.security.keys import PublicKey
 from fedsea_mq.transport import zap
+from fedsea_mq.transport.connection_limit import ConnectionLimit
 from fedsea_mq.transport.curve import enforce_asking
 from fedsea_mq.transport.loop_socket import LoopSocket
 
@@ -33,25 +33,25 @@ _USER_ID: Final = "User-Id"
 _NOBODY: Final = Identity(b"", frozenset())
 
 
-def _never() -> bool:
-    return False
-
-
 class Doorkeeper:
     """Stands at `socket`: enter after it, and before it is bound. Without keys, it lets all in.
 
-    `is_full` says whether there are enough connections already.
+    Where `limit` says that there are enough connections, those that come are to try again, or to
+    `go_elsewhere`.
     """
 
     def __init__(
         self,
         socket: LoopSocket,
         keys: DoorKeys | None,
-        is_full: Callable[[], bool] = _never,
+        limit: ConnectionLimit,
+        *,
+        go_elsewhere: bool = False,
     ) -> None:
         self._socket = socket
         self._keys = keys
-        self._is_full = is_full
+        self._limit = limit
+        self._go_elsewhere = go_elsewhere
         self._handler: LoopSocket | None = None
         self._told_at, self._untold = -math.inf, 0
 
@@ -92,8 +92,8 @@ class Doorkeeper:
             self._told_at, self._untold = now, 0
 
     def _judge(self, question: zap.Question) -> zap.Verdict:
-        if self._is_full():
-            return zap.Verdict(refusal="enough connections")
+        if self._limit.is_exceeded:
+            return zap.Verdict(refusal="enough connections", is_final=self._go_elsewhere)
         if self._keys is None:
             return zap.Verdict()
         if question.key is None:

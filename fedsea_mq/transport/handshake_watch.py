@@ -82,7 +82,7 @@ class HandshakeWatch:
         self._failed += 1
         if self._failed == _TELLING:
             _log.warning(
-                "no handshake succeeds: one side has keys and the other none, or "
-                "security.broker_key is not the broker's",
+                "no handshake succeeds: one side has keys and the other none, "
+                "security.broker_key is not the broker's, or it has enough connections",
                 endpoint=self._endpoint,
             )

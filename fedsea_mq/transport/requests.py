@@ -95,6 +95,10 @@ class _Request:
     broken: SealBroken | None = None
 
 
+def _bear_it() -> None:
+    return None
+
+
 class Requests:
     """The requests of one client: over its link to the broker, or past it where there is a way."""
 
@@ -104,9 +108,14 @@ class Requests:
         patience: Patience,
         peer: str = "the broker",
         seals: ClientSeals | None = None,
+        on_silence: Callable[[], None] = _bear_it,
     ) -> None:
-        """`peer` is how errors name who does not answer; with `seals`, sessions are sealed."""
+        """`peer` is how errors name who does not answer; with `seals`, sessions are sealed.
+
+        `on_silence` is called before a request is sent to the broker again.
+        """
         self._send = send
+        self._on_silence = on_silence
         self._peer = peer
         self._patience = patience
         self._seals = seals
@@ -235,6 +244,7 @@ class Requests:
         _log.warning("no answer yet; sending again", waited_s=round(self._patience.resend_s, 1))
         pending.resend_at = min(pending.give_up_at, now + self._patience.resend_s)
         pending.broken = None
+        self._on_silence()
         self._send_by_broker(pending)
 
     def _send_by_broker(self, pending: _Request) -> None:

@@ -18,10 +18,15 @@ _FIXED: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a peer may come in, and the id that its messages then bear; why not, if not."""
+    """Whether a peer may come in, and the id that its messages then bear; why not, if not.
+
+    Who is refused is told so, and does not try again by itself, if that `is_final`; otherwise it
+    is sent away without a word, and does.
+    """
 
     user_id: str = ""
     refusal: str = ""
+    is_final: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,8 @@ class Question:
         return cls(parts[0], parts[3], credentials[0] if proven else None)
 
     def answer(self, verdict: Verdict) -> list[bytes]:
-        """The reply's parts: 200, or 400, after which libzmq's peers do not try again alone."""
-        status = b"400" if verdict.refusal else b"200"
+        """The reply's parts: 200 to let it in, 300 to have it try again, 400 to refuse it."""
+        refused = b"400" if verdict.is_final else b"300"
+        status = refused if verdict.refusal else b"200"
         text, user_id = verdict.refusal.encode(), verdict.user_id.encode()
         return [self.asker, b"", _VERSION, self.request_id, status, text, user_id, b""]

@@ -3,8 +3,8 @@
 Requests come on standard input, one object a line: `id`, one of `prompt` (text), `messages` (chat)
 or `tokens` (ids), and optionally `sampling`, `adapter` (a name, or null for none) and `logits` (a
 file to write each step's logits to, as a NumPy array `[steps, vocab]`). Many run at once. Answers
-go to standard output: `text` as it comes, then `done` with the whole and its cost, or `error`. The
-end of the input ends the process.
+go to standard output: each `token` as it comes, with the `text` that it completes, then `done` with
+the whole and its cost, or `error`. The end of the input ends the process.
 """
 
 from __future__ import annotations
@@ -95,8 +95,7 @@ async def _answer(client: ClientNode, line: bytes) -> None:
         async for token in generation:
             ids.append(token.id)
             texts.append(token.text)
-            if token.text:
-                announce(id=request.id, text=token.text)
+            announce(id=request.id, token=token.id, text=token.text)
     except FedSeaError as error:
         announce(id=request.id, error=type(error).__name__, message=str(error))
         return

@@ -27,6 +27,7 @@ from fedsea_mq.security.keyring import Keyring
 from fedsea_mq.serving.background import Background
 from fedsea_mq.serving.drafting import Drafting, DraftLength, Drafts, PromptLookup
 from fedsea_mq.settings import Settings, Speculation
+from fedsea_mq.transport.broker_links import BrokerLinks
 from fedsea_mq.transport.direct_links import DirectLinks
 from fedsea_mq.transport.link import MakeLink, PeerLink
 from fedsea_mq.transport.requests import Patience, Requests
@@ -84,23 +85,15 @@ class ClientNode:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._engine)
             broker, client = self._settings.broker, self._settings.client
-            max_part_bytes = broker.max_part_mb << 20
             keyring = Keyring.load(self._settings.security)
-            link = self._make_link(
-                broker.clients,
-                self._receive,
-                max_part_bytes=max_part_bytes,
-                keys=keyring.to_broker(broker.clients),
-                on_refused=self._refused,
-            )
-            await stack.enter_async_context(link)
+            links = await stack.enter_async_context(self._links(keyring))
             patience = Patience(client.request_timeout_s, client.give_up_s)
-            requests = Requests(link.send, patience, broker.at, seals)
+            requests = Requests(links.send, patience, broker.at, seals, links.unanswered)
             direct = DirectLinks(
                 self._make_link,
                 requests,
                 wanted=client.direct,
-                max_part_bytes=max_part_bytes,
+                max_part_bytes=broker.max_part_mb << 20,
                 keyring=keyring,
             )
             await stack.enter_async_context(direct)
@@ -114,6 +107,25 @@ class ClientNode:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.__aexit__(None, None, None)
         self._wires = None
+
+    def _links(self, keyring: Keyring) -> BrokerLinks:
+        broker = self._settings.broker
+
+        def connect(
+            endpoint: str,
+            on_frame: Callable[[Frame], None],
+            on_refused: Callable[[RemoteError], None],
+        ) -> PeerLink:
+            return self._make_link(
+                endpoint,
+                on_frame,
+                max_part_bytes=broker.max_part_mb << 20,
+                keys=keyring.to_broker(endpoint),
+                on_refused=on_refused,
+            )
+
+        silent_s = broker.timeout_ms / 1000
+        return BrokerLinks(broker.all_for_clients, connect, self._receive, self._refused, silent_s)
 
     def _receive(self, frame: Frame) -> None:
         if self._wires is not None:

@@ -7,6 +7,7 @@ import sys
 import torch
 
 from fedsea_mq.entry import (
+    allow_many_connections,
     announce,
     begin_peer_numbers_anywhere,
     ready_unless_asked,
@@ -45,6 +46,7 @@ async def serve(settings: Settings) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the process."""
     settings = settings_from_arguments("fedsea_mq trunk node", arguments)
+    allow_many_connections()
     begin_peer_numbers_anywhere()
     return run_process(serve(settings), settings)
 

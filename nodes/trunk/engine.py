@@ -59,11 +59,16 @@ class TrunkEngine:
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
-            executor = await stack.enter_async_context(compute_thread(f"{self._name} compute"))
+            executor = await stack.enter_async_context(
+                compute_thread(f"{self._name} compute", lambda: self._is_stuck)
+            )
             self._loaded = await loop.run_in_executor(executor, load, self._settings)
             trunk = self._settings.trunk
             batcher = Batcher(
-                executor, StepLimits(trunk.step_positions), max_wait_s=trunk.max_wait_ms / 1000
+                executor,
+                StepLimits(trunk.step_positions),
+                max_wait_s=trunk.max_wait_ms / 1000,
+                patience_s=trunk.step_timeout_s,
             )
             self.batcher = await stack.enter_async_context(batcher)
             self._stack = stack.pop_all()
@@ -72,6 +77,10 @@ class TrunkEngine:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.__aexit__(None, None, None)
         self._loaded = None
+
+    @property
+    def _is_stuck(self) -> bool:
+        return self._loaded is not None and self.batcher.is_stuck
 
     @property
     def loaded(self) -> Loaded:

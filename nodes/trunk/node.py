@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -78,11 +78,12 @@ class TrunkNode:
         async with AsyncExitStack() as stack:
             engine = await stack.enter_async_context(self._engine)
             loaded, batcher = engine.loaded, engine.batcher
-            wires = Wires(self._settings, self._receive, seals, self._context)
+            wires = Wires(self._settings, self._receive, self._broker_of, seals, self._context)
             await stack.enter_async_context(wires)
             background = await stack.enter_async_context(Background())
-            membership = Membership(wires.send, self._offer, self._load_now)
-            stack.callback(membership.leave)
+            memberships = {broker: self._membership(wires, broker) for broker in wires.brokers}
+            for membership in memberships.values():
+                stack.callback(membership.leave)
             self._parts = _Parts(
                 loaded.run,
                 engine.run_blocks,
@@ -91,11 +92,12 @@ class TrunkNode:
                 batcher,
                 wires,
                 background,
-                membership,
+                memberships,
                 Meter(batcher.stats, _now()),
                 self._training(loaded, batcher, wires),
             )
-            background.start(membership.run(), f"{self.name} membership")
+            for membership in memberships.values():
+                background.start(membership.run(), f"{self.name} membership")
             background.start(batcher.watch(), f"{self.name} compute")
             background.start(self._expire(), f"{self.name} leases")
             self._stack = stack.pop_all()
@@ -109,8 +111,16 @@ class TrunkNode:
         self._caches.clear()
 
     async def registered(self) -> None:
-        """Wait until the broker knows this node."""
-        await self._running.membership.registered.wait()
+        """Wait until a broker knows this node."""
+        waits = [
+            asyncio.create_task(membership.registered.wait())
+            for membership in self._running.memberships.values()
+        ]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     async def drain(self) -> None:
         """Take no new sessions and wait for those being served, at most `trunk.drain_s`.
@@ -160,6 +170,23 @@ class TrunkNode:
         terms = training_terms(self._settings, self.name, offer.fingerprint, offer.hidden)
         return TrunkTraining(terms, loaded.training, batcher, wires.send)
 
+    def _membership(self, wires: Wires, broker: bytes) -> Membership:
+        return Membership(
+            partial(wires.send, to=broker),
+            self._offer,
+            self._load_now,
+            partial(self._broker_is_silent, broker),
+        )
+
+    def _broker_is_silent(self, broker: bytes) -> None:
+        """Clients go to the other broker now, which is to know of their sessions."""
+        for other, membership in self._running.memberships.items():
+            if other != broker:
+                membership.say_again()
+
+    def _broker_of(self, session: bytes) -> bytes:
+        return self._running.sessions.broker_of(session)
+
     def _terms(self, loaded: Loaded, wires: Wires) -> TrunkTerms:
         trunk, offer = self._settings.trunk, loaded.offer
         positions = (trunk.kv_memory_mb << 20) // loaded.run.kv_shape.bytes_per_position
@@ -179,9 +206,10 @@ class TrunkNode:
 
     def _receive(self, frame: Frame, origin: bytes, who: Identity) -> None:
         parts = self._running
-        if origin == BROKER and not frame.envelope.session:
+        membership = parts.memberships.get(origin)
+        if membership is not None and not frame.envelope.session:
             try:
-                parts.membership.receive(frame)
+                membership.receive(frame)
             except FedSeaError as error:
                 _log.warning("frame refused", reason=str(error))
             return
@@ -295,7 +323,8 @@ class _Parts:
     batcher: Batcher
     wires: Wires
     background: Background
-    membership: Membership
+    # With each of the brokers.
+    memberships: Mapping[bytes, Membership]
     meter: Meter
     training: TrunkTraining | None
 

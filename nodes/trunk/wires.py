@@ -1,9 +1,10 @@
-"""A trunk node's sockets: the link to the broker, and the door for clients if it has one."""
+"""A trunk node's sockets: the links to its brokers, and the door for clients if it has one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Self
 
 from fedsea_mq.errors import FedSeaError, RemoteError
@@ -13,7 +14,7 @@ from fedsea_mq.security.identity import ANYBODY, Identity
 from fedsea_mq.security.keyring import Keyring
 from fedsea_mq.security.node_seals import NodeSeals
 from fedsea_mq.security.trust_watch import TrustWatch
-from fedsea_mq.serving.trunk_sessions import BROKER
+from fedsea_mq.serving.trunk_sessions import BROKER, DIRECT, of_broker
 from fedsea_mq.settings import Settings
 from fedsea_mq.transport.direct_listener import WELCOME, DirectListener
 from fedsea_mq.transport.link import PeerLink
@@ -27,6 +28,8 @@ def _keep_trying(_: RemoteError) -> None:
 class Wires:
     """`on_frame` is called with each frame, where it came from and whose it is.
 
+    `broker_of` says by which broker a session's client speaks.
+
     What the broker passes on is as good as anybody's: it has seen to whose it is. With `seals`,
     frames come opened, and what is sent is sealed. The sockets are of `context`, or of contexts of
     their own. Use with `async with`. Raises `KeyFileError`,
@@ -37,27 +40,32 @@ class Wires:
         self,
         settings: Settings,
         on_frame: Callable[[Frame, bytes, Identity], None],
+        broker_of: Callable[[bytes], bytes],
         seals: NodeSeals | None = None,
         context: Context | None = None,
     ) -> None:
         self._on_frame = on_frame
+        self._broker_of = broker_of
         self._seals = seals
         broker, direct = settings.broker, settings.trunk.direct
         max_part_bytes = broker.max_part_mb << 20
         self._keyring = Keyring.load(settings.security)
-        self._link = PeerLink(
-            broker.nodes,
-            lambda frame: self._receive(frame, BROKER, ANYBODY),
-            max_part_bytes=max_part_bytes,
-            keys=self._keyring.to_broker(broker.nodes),
-            on_refused=_keep_trying,
-            context=context,
-        )
+        self._links = {
+            of_broker(number): PeerLink(
+                endpoint,
+                partial(self._receive, origin=of_broker(number), who=ANYBODY),
+                max_part_bytes=max_part_bytes,
+                keys=self._keyring.to_broker(endpoint),
+                on_refused=_keep_trying,
+                context=context,
+            )
+            for number, endpoint in enumerate(broker.all_for_nodes)
+        }
         self._listener: DirectListener | None = None
         if direct is not None:
             self._listener = DirectListener(
                 direct,
-                self._receive,
+                self._receive_directly,
                 self._undelivered,
                 max_part_bytes=max_part_bytes,
                 max_queued=broker.max_queued_frames,
@@ -69,7 +77,8 @@ class Wires:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._link)
+            for link in self._links.values():
+                await stack.enter_async_context(link)
             if self._listener is not None:
                 await stack.enter_async_context(self._listener)
                 if self._keyring.trust is not None:
@@ -92,6 +101,14 @@ class Wires:
         public = self._keyring.public
         return None if public is None else public.raw
 
+    @property
+    def brokers(self) -> list[bytes]:
+        """Where the frames of each broker come from, the first first."""
+        return list(self._links)
+
+    def _receive_directly(self, frame: Frame, peer: bytes, who: Identity) -> None:
+        self._receive(frame, DIRECT + peer, who)
+
     def _receive(self, frame: Frame, origin: bytes, who: Identity) -> None:
         if self._seals is None:
             self._on_frame(frame, origin, who)
@@ -102,22 +119,23 @@ class Wires:
             self._transmit(Frame.error(error, frame.envelope).parts(), origin)
             return
         self._on_frame(opened, origin, who)
-        if origin == BROKER and frame.envelope.kind is Kind.CLOSE:
+        if origin in self._links and frame.envelope.kind is Kind.CLOSE:
             self._seals.forget(frame.envelope.session)
 
     def send(self, parts: Parts, to: bytes = BROKER) -> None:
-        """Queue a frame for the broker or a client."""
+        """Queue a frame for a broker, by default the first, or for a client."""
         sealed = parts if self._seals is None else self._seals.seal(parts)
         if sealed is not None:
             self._transmit(sealed, to)
 
     def _transmit(self, parts: Parts, to: bytes) -> None:
-        if to == BROKER or self._listener is None:
-            self._link.send(parts)
-        else:
-            self._listener.send(parts, to)
+        if to in self._links:
+            self._links[to].send(parts)
+        elif self._listener is not None:
+            self._listener.send(parts, to.removeprefix(DIRECT))
 
     def _undelivered(self, parts: Parts) -> None:
-        """A result that its client's own connection did not take goes by way of the broker."""
-        if Envelope.decode(parts[0]).kind is Kind.RESULT:
-            self._link.send(parts)
+        """A result that its client's own connection did not take goes by way of its broker."""
+        envelope = Envelope.decode(parts[0])
+        if envelope.kind is Kind.RESULT:
+            self._transmit(parts, self._broker_of(envelope.session))

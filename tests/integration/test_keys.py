@@ -31,6 +31,7 @@ from fedsea_mq.protocol.messages import Body, Extend, Load, Nothing, Open, Regis
 from fedsea_mq.protocol.payload import WireDtype
 from fedsea_mq.security.identity import Party
 from fedsea_mq.security.keyring import Keyring, LinkKeys
+from fedsea_mq.serving.trunk_sessions import BROKER
 from fedsea_mq.settings import Settings
 from fedsea_mq.transport.link import PeerLink
 from fedsea_mq.transport.requests import Patience, Requests
@@ -251,7 +252,7 @@ async def test_a_removed_node_gets_no_sessions_until_it_is_trusted_again(
 ) -> None:
     async with system.client("anna", give_up_s=1) as anna:
         system.keys.trust.remove(Party.TRUNK, "rack")
-        membership = system.trunk._running.membership
+        membership = system.trunk._running.memberships[BROKER]
         await until(lambda: not membership.registered.is_set())
         with pytest.raises(RemoteError):
             await anna.generate(PROMPT, SIX).complete()
@@ -270,7 +271,7 @@ async def test_who_claims_the_address_of_a_client_that_has_gone_gets_nothing_of_
         async with speaking(system, "anna", system.broker.clients) as anna:
             fingerprint = system.trunk._running.offer.fingerprint
             await anna.ask(Kind.OPEN, Open(fingerprint, 8, WireDtype.FP32), stolen)
-        route = system.broker._running._routes.get(stolen)
+        route = system.broker._running._state.routes.get(stolen)
         assert route is not None
         address = route.client
         assert address is not None

@@ -32,7 +32,9 @@ RUN = [
 Own = Callable[[Settings, str], Settings]
 
 
-async def train(settings: Settings, own: Own, member: str = "clinic") -> dict[str, torch.Tensor]:
+async def train(
+    settings: Settings, own: Own, key: str = "clinic", member: str = "clinic"
+) -> dict[str, torch.Tensor]:
     """A run with one member; what it wrote."""
     async with AsyncExitStack() as stack:
         of_broker = own(settings, "broker")
@@ -42,9 +44,7 @@ async def train(settings: Settings, own: Own, member: str = "clinic") -> dict[st
         await trunk.registered()
         node = await stack.enter_async_context(AggregatorNode(own(settings, "summer")))
         await node.registered()
-        trainer = await stack.enter_async_context(
-            TrainingClient(own(settings, member), "north", DATA)
-        )
+        trainer = await stack.enter_async_context(TrainingClient(own(settings, key), member, DATA))
         async for _ in trainer.run():
             pass
         assert await node.ended()
@@ -74,3 +74,5 @@ async def test_a_run_with_keys_is_the_run_without_and_a_clients_key_has_no_part_
     assert all(torch.equal(plain[name], keyed[name]) for name in plain)
     with pytest.raises(NotTrusted, match="trainer"):
         await train(settings("refused"), keys.settings, "anna")
+    with pytest.raises(NotTrusted, match="clinic, and not north"):
+        await train(settings("another"), keys.settings, member="north")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.core import Side
+from broker.messages import Side
 from fedsea_mq.cli.processes import LocalSystem
 from fedsea_mq.errors import (
     ConfigError,

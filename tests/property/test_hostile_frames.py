@@ -21,7 +21,7 @@ from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame, Parts
 from fedsea_mq.protocol.messages import Extend, Nothing, Open
 from fedsea_mq.protocol.payload import WireDtype
-from fedsea_mq.serving.trunk_sessions import BROKER, Compute, Reply
+from fedsea_mq.serving.trunk_sessions import BROKER, DIRECT, Compute, Reply
 from tests.property.hostile import Corpus, is_refusal, over_seeds
 from tests.unit.broker import placing as broker
 from tests.unit.protocol.bodies import BODIES
@@ -88,7 +88,7 @@ def decodes(reader: Callable[[], object]) -> bool:
     return True
 
 
-@pytest.mark.parametrize("origin", [BROKER, b"a client"], ids=["relayed", "direct"])
+@pytest.mark.parametrize("origin", [BROKER, DIRECT + b"a client"], ids=["relayed", "direct"])
 def test_nothing_comes_out_of_the_trunks_sessions_but_valid_replies(origin: bytes) -> None:
     def sessions(_: int) -> Callable[[Parts], bool]:
         held = trunk.Trunk()

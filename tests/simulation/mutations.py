@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
+from broker.client_side import ClientSide
 from broker.core import BrokerCore
+from broker.node_side import NodeSide
 from broker.registry import Registry
 from broker.routes import Routes
+from broker.state import BrokerState
 from broker.waiting import Line
 from fedsea_mq.cli.chaos.simulated import simulate
 from fedsea_mq.protocol.positions import SentLog, TrunkPositions
@@ -98,7 +101,7 @@ QUICK = (
         "a lease never ends",
         TrunkSessions,
         "expire",
-        "s.lease_until <= now",
+        "session.lease_until <= now",
         "False",
     ),
     Mutation(
@@ -154,7 +157,7 @@ QUICK = (
         "silent nodes are never let go of",
         BrokerCore,
         "tick",
-        "self._registry.silent(now)",
+        "state.registry.silent(now)",
         "[]",
     ),
 )
@@ -211,35 +214,35 @@ RARE = (
     ),
     Mutation(
         "the route of a closed session stays",
-        BrokerCore,
+        ClientSide,
         "_to_node",
-        "self._end(envelope.session)",
+        "state.end(envelope.session)",
         "pass",
     ),
     Mutation(
         "clients of a dead node are not told",
-        BrokerCore,
-        "_lose_node",
-        "if route.client is not None",
-        "if False",
+        BrokerState,
+        "lose_node",
+        "for told in closing(route, session, reason)",
+        "for told in ()",
     ),
     Mutation(
         "room on a node that a session was also sent to stays taken",
-        BrokerCore,
+        NodeSide,
         "_register",
-        "self._registry.ended(route.node, session)",
+        "state.registry.ended(route.node, session)",
         "pass",
     ),
     Mutation(
         "a restarted broker knows at once that a session is lost",
-        BrokerCore,
-        "_is_young",
-        "now - self._started_at < self._terms.timeout_ms / 1000",
+        BrokerState,
+        "is_young",
+        "now - self.started_at < self.terms.timeout_ms / 1000",
         "False",
     ),
     Mutation(
         "a node may hold fewer sessions than are routed to it",
-        BrokerCore,
+        NodeSide,
         "_compare",
         "routed > load.sessions",
         "False",

@@ -14,7 +14,7 @@ NEVER_ENDS = next(mutation for mutation in QUICK if mutation.name == "a lease ne
 
 
 def chaos(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["chaos", *arguments])
+    return CliRunner().invoke(app, ["chaos", "--only", "simulated", *arguments])
 
 
 def test_where_nothing_breaks_it_says_what_was_simulated() -> None:

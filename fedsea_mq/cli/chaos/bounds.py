@@ -20,7 +20,7 @@ def excesses(
         if trunk.serves:
             yield from (f"{trunk.name} has {what}" for what in _of_trunk(trunk))
     if broker.runs and broker.broker is not None:
-        for line in broker.broker._running._admission._lines.values():
+        for line in broker.broker._running._state.admission._lines.values():
             if len(line) > _PLACES_IN_LINE:
                 yield f"the broker has {len(line)} places in line"
     for client in clients:

@@ -1,97 +1,80 @@
-"""What `fedsea chaos` runs, and how it tells what came of it."""
+"""The command `fedsea chaos`."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+import asyncio
+import sys
+from enum import StrEnum
+from random import Random
+from typing import Annotated, Any
 
-from fedsea_mq.cli.chaos.seeds import simulate_all
-from fedsea_mq.cli.chaos.simulated import Outcome, simulate
-from fedsea_mq.cli.output import console, print_json, progress_bar
+import typer
 
-QUICK_SEEDS: Final = 200
-# Violations that a report spells out.
-_SPELT_OUT: Final = 20
-
-
-@dataclass(slots=True)
-class Simulated:
-    """What came of many seeds."""
-
-    seeds: int = 0
-    broken: list[Outcome] = field(default_factory=list)
-    events: int = 0
-    virtual_s: float = 0.0
-    took_s: float = 0.0
-
-    def add(self, outcome: Outcome) -> None:
-        """One seed more."""
-        self.seeds += 1
-        self.events += outcome.events
-        self.virtual_s += outcome.virtual_s
-        if outcome.violations:
-            self.broken.append(outcome)
-
-    def as_json(self) -> dict[str, Any]:
-        """As the report tells it; `violations` is the number of seeds that broke something."""
-        return {
-            "seeds": self.seeds,
-            "violations": len(self.broken),
-            "broken": [
-                {"seed": one.seed, "what": one.violations[0]} for one in self.broken[:_SPELT_OUT]
-            ],
-            "events": self.events,
-            "virtual_s": self.virtual_s,
-            "took_s": self.took_s,
-        }
+from fedsea_mq.cli import options
+from fedsea_mq.cli.output import print_json
+from fedsea_mq.settings import Settings
 
 
-def chaos(first: int, count: int, jobs: int, *, as_json: bool) -> bool:
-    """Simulate `count` seeds from `first` on and report; whether all held."""
-    simulated = run_simulated(range(first, first + count), jobs)
+class Section(StrEnum):
+    """What a run of the command is made of."""
+
+    SIMULATED = "simulated"
+    FAULTS = "faults"
+    ATTACKS = "attacks"
+
+
+def chaos(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="200 seeds, 10 faults, attacks of 2 s.")
+    ] = False,
+    only: Annotated[
+        list[Section] | None, typer.Option(help="This section alone; may be repeated.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Systems to simulate.")] = 1000,
+    first: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Repeat this one, and print all that happens.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Processes to simulate in.")] = 1,
+    faults: Annotated[int, typer.Option(min=1, help="Faults in real processes.")] = 200,
+    config: options.Config = None,
+    set_: options.Overrides = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """See that all promises hold under faults and attacks.
+
+    First in simulated systems, each drawn from its seed; then in real processes, which are killed,
+    frozen, drained and cut off while clients generate; then in a system with keys, under attack.
+    """
+    from fedsea_mq.cli.chaos import simulated_report
+    from fedsea_mq.cli.chaos.attacks import siege
+    from fedsea_mq.cli.chaos.attacks.siege import withstand
+    from fedsea_mq.cli.chaos.live import report as live_report
+    from fedsea_mq.cli.chaos.live.ordeal import DEFAULTS, FULL, QUICK, endure
+
+    if seed is not None:
+        sys.exit(0 if simulated_report.repeat(seed, as_json=as_json) else 1)
+    told: dict[str, Any] = {}
+    held = True
+    sections = only or list(Section)
+    settings = Settings.load(config, set_ or [], DEFAULTS)
+    if Section.SIMULATED in sections:
+        count = simulated_report.QUICK_SEEDS if quick else seeds
+        simulated = simulated_report.run_simulated(range(first, first + count), jobs)
+        told["simulated"], held = simulated.as_json(), held and not simulated.broken
+        if not as_json:
+            simulated_report.show(simulated)
+    if Section.FAULTS in sections:
+        scale = QUICK if quick else FULL.with_faults(faults)
+        endured = asyncio.run(endure(settings, scale, Random()))
+        told["faults"], held = endured.as_json(), held and endured.held
+        if not as_json:
+            live_report.show(endured)
+    if Section.ATTACKS in sections:
+        withstood = asyncio.run(withstand(settings, seconds=2.0 if quick else 10.0))
+        told["attacks"], held = withstood.as_json(), held and withstood.held
+        if not as_json:
+            siege.show(withstood)
     if as_json:
-        print_json({"simulated": simulated.as_json()})
-    else:
-        _print(simulated)
-    return not simulated.broken
-
-
-def run_simulated(seeds: Sequence[int], jobs: int) -> Simulated:
-    """Simulate these seeds."""
-    done, began = Simulated(), time.monotonic()
-    with progress_bar() as progress:
-        task = progress.add_task("simulated seeds", total=len(seeds))
-        for outcome in simulate_all(seeds, jobs):
-            done.add(outcome)
-            progress.advance(task)
-    done.took_s = time.monotonic() - began
-    return done
-
-
-def _print(simulated: Simulated) -> None:
-    console.print(
-        f"simulated: {simulated.seeds} seeds, {simulated.events} events in "
-        f"{simulated.virtual_s / 3600:.1f} virtual hours, {simulated.took_s:.0f} s; "
-        f"{len(simulated.broken)} broke something"
-    )
-    for outcome in simulated.broken[:_SPELT_OUT]:
-        console.print(f"  seed {outcome.seed}: {outcome.violations[0]}", soft_wrap=True)
-    if simulated.broken:
-        console.print(f"See what happened: fedsea chaos --seed {simulated.broken[0].seed}")
-
-
-def repeat(seed: int, *, as_json: bool) -> bool:
-    """Simulate one seed and print all that happened in it; whether all held."""
-    outcome = simulate(seed, trace=True)
-    if as_json:
-        simulated = Simulated()
-        simulated.add(outcome)
-        print_json({"simulated": {**simulated.as_json(), "trace": list(outcome.lines)}})
-        return not outcome.violations
-    for line in outcome.lines:
-        console.print(line, markup=False, soft_wrap=True)
-    for violation in outcome.violations or ["nothing broke"]:
-        console.print(violation, style="bold", markup=False, soft_wrap=True)
-    return not outcome.violations
+        print_json(told)
+    sys.exit(0 if held else 1)

@@ -37,14 +37,14 @@ def _of_trunk(trunk: TrunkParty) -> Iterator[str]:
 def _of_broker(broker: BrokerParty, trunks: Sequence[TrunkParty]) -> Iterator[str]:
     assert broker.broker is not None
     core = broker.broker._running
-    if len(core._routes):
-        yield f"{len(core._routes)} routes"
-    if core._admission._lines:
+    if len(core._state.routes):
+        yield f"{len(core._state.routes)} routes"
+    if core._state.admission._lines:
         yield "places in line"
-    names = sorted(node.offer.name for node in core._registry.trunks)
+    names = sorted(node.offer.name for node in core._state.registry.trunks)
     if names != sorted(trunk.name for trunk in trunks):
         yield f"nodes {', '.join(names) or 'none'}"
-    for node in core._registry.trunks:
+    for node in core._state.registry.trunks:
         taken = node.room.load.kv_positions_total - node.room.positions_free
         if taken:
             yield f"{taken} positions of {node.offer.name}"

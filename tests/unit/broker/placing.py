@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from broker.core import BrokerCore, BrokerTerms, Send, Side
+from broker.core import BrokerCore
+from broker.messages import Send, Side
+from broker.state import BrokerTerms
 from fedsea_mq.errors import FedSeaError
 from fedsea_mq.protocol.bounded import Role
 from fedsea_mq.protocol.envelope import Kind
@@ -80,9 +82,13 @@ class Placing:
     def open(
         self, client: bytes, session: bytes, positions: int = 10, fingerprint: str = LLAMA
     ) -> Send:
-        body = Open(fingerprint=fingerprint, max_positions=positions, dtype=WireDtype.FP16)
-        (sent,) = self.client_says(client, Frame.build(Kind.OPEN, body, session=session, seq=5))
+        (sent,) = self.client_says(client, self.opening(session, positions, fingerprint))
         return sent
+
+    @staticmethod
+    def opening(session: bytes, positions: int = 10, fingerprint: str = LLAMA) -> Frame:
+        body = Open(fingerprint=fingerprint, max_positions=positions, dtype=WireDtype.FP16)
+        return Frame.build(Kind.OPEN, body, session=session, seq=5)
 
     def enlist(self, client: bytes, session: bytes, role: Role, run: str = "silos") -> Send:
         body = Enlist(role, run, LLAMA, "00" * 32, WireDtype.FP32, "silo-1", client=b"claimed")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from broker.core import Side
+from broker.messages import Side
 from fedsea_mq.errors import (
     Busy,
     FedSeaError,

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from broker.core import BrokerCore, Send, Side
+from broker.core import BrokerCore
+from broker.messages import Send, Side
 from fedsea_mq.errors import (
     MalformedFrame,
     NodeUnknown,
@@ -37,7 +38,7 @@ from tests.unit.broker.placing import (
 
 
 def known(name: str, *parties: Party) -> Identity:
-    return Identity(name.encode().ljust(16, b"."), frozenset(parties))
+    return Identity(name.encode().ljust(16, b"."), frozenset(parties), frozenset({name}))
 
 
 ANNA, BERT = known("anna", Party.CLIENT), known("bert", Party.CLIENT)
@@ -192,15 +193,21 @@ class TestRoles:
     def test_members_enlist_as_trainers_and_the_aggregator_as_itself(self, keyed: Keyed) -> None:
         keyed.register(RACK, run="silos")
         for who, member in (
-            (ANNA, "silo-1"),
-            (AGGREGATOR, "silo-1"),
+            (ANNA, "anna"),
+            (AGGREGATOR, "aggregator"),
             (CLINIC, None),
             (ANNA, None),
             (RACK, None),
         ):
             refused(keyed.enlist(who, member)[0], NotTrusted)
-        assert keyed.enlist(CLINIC, "silo-1")[0].side is Side.NODES
+        assert keyed.enlist(CLINIC, "clinic")[0].side is Side.NODES
         assert keyed.enlist(AGGREGATOR, None, S2)[0].side is Side.NODES
+
+    def test_a_member_is_called_as_its_key_is(self, keyed: Keyed) -> None:
+        keyed.register(RACK, run="silos")
+        for name in ("silo-1", "clinic-2", "clinic.2.3", "north.clinic"):
+            refused(keyed.enlist(CLINIC, name)[0], NotTrusted)
+        assert keyed.enlist(CLINIC, "clinic.2")[0].side is Side.NODES
 
     def test_a_node_registers_as_what_its_key_is_trusted_to_be(self, keyed: Keyed) -> None:
         for who in (ANNA, CLINIC, AGGREGATOR):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from broker.core import BrokerCore, Side
+from broker.core import BrokerCore
+from broker.messages import Side
 from fedsea_mq.errors import Busy, NodeUnknown, SessionLost, SessionUnknown
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.core import Send, Side
+from broker.messages import Send, Side
 from broker.waiting import GRACE_S, HOLD_S, PATIENCE_S
 from fedsea_mq.errors import Busy, FingerprintMismatch
 from fedsea_mq.protocol.envelope import Kind

@@ -10,8 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from fedsea_mq.cli.__main__ import app
-from fedsea_mq.errors import KeyFileError
+from fedsea_mq.errors import KeyFileError, KeyUntrusted
+from fedsea_mq.protocol.bounded import Role
 from fedsea_mq.security.keys import read_public
+from fedsea_mq.security.seal_keys import NodeKey, TrustedKeys
+from fedsea_mq.security.settings import SecuritySection
 
 
 @pytest.fixture
@@ -71,3 +74,29 @@ def test_who_is_removed_under_one_of_two_names_is_still_trusted_and_that_is_said
     copy.write_bytes((here / "keys" / "anna.pub").read_bytes())
     copy.chmod(0o644)
     assert "still trusted, as client also-anna" in fedsea("trust", "remove", "client", "anna")
+
+
+def test_an_operator_signs_a_nodes_key_for_its_role_and_no_other(here: Path) -> None:
+    fedsea("keygen", "--operator", "--name", "operator")
+    fedsea("keygen", "--name", "rack")
+    assert "keys/rack.sig" in fedsea("trust", "sign", "trunk", "keys/rack.pub")
+    node = NodeKey.load(SecuritySection(key=here / "keys" / "rack.key"))
+    trusted = TrustedKeys.load(SecuritySection(operator_key=here / "keys" / "operator.pub"))
+    trusted.check(Role.TRUNK, node.public, node.signature)
+    with pytest.raises(KeyUntrusted):
+        trusted.check(Role.AGGREGATOR, node.public, node.signature)
+    with pytest.raises(KeyFileError, match="is not overwritten"):
+        fedsea("keygen", "--operator", "--name", "operator")
+
+
+def test_an_operators_secret_and_a_partys_do_not_pass_for_each_other(here: Path) -> None:
+    fedsea("keygen", "--operator", "--name", "operator")
+    fedsea("keygen", "--name", "rack")
+    assert (here / "keys" / "operator.key").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(KeyFileError, match="fedsea-operator-secret"):
+        fedsea("trust", "sign", "trunk", "keys/rack.pub", "--key", "keys/rack.key")
+    with pytest.raises(KeyFileError, match="fedsea-secret-key"):
+        NodeKey.load(SecuritySection(key=here / "keys" / "operator.key"))
+    (here / "keys" / "operator.key").chmod(0o644)
+    with pytest.raises(KeyFileError, match="0644"):
+        fedsea("trust", "sign", "trunk", "keys/rack.pub")

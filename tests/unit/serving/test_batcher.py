@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedsea_mq.errors import DeadlineExceeded, NotRunning
+from fedsea_mq.errors import DeadlineExceeded, NotRunning, StepStuck
 from fedsea_mq.model.attention import Span
 from fedsea_mq.model.kv_cache import KVCache, KVShape
 from fedsea_mq.serving.batcher import Batcher, SlicedWork, Work
@@ -331,6 +331,33 @@ async def test_a_thread_that_dies_strands_nobody_and_says_so(blocks: Blocks) -> 
             await watched
         with pytest.raises(NotRunning):
             await batcher.run(blocks.work(2))
+
+
+async def test_a_step_that_does_not_come_back_is_told_and_not_waited_for(blocks: Blocks) -> None:
+    stuck = False
+    async with compute_thread("test compute", lambda: stuck) as executor:
+        async with Batcher(executor, StepLimits(8), patience_s=0.2) as batcher:
+            assert await batcher.run(blocks.work(1)) == [2.0]
+            running = await first_step_runs(blocks, batcher)
+            with pytest.raises(StepStuck):
+                await batcher.watch()
+            stuck = batcher.is_stuck
+        assert stuck
+        running.cancel()
+    blocks.open.set()  # so that the thread ends
+
+
+async def test_a_thread_that_only_has_nothing_to_do_is_not_stuck(blocks: Blocks) -> None:
+    async with (
+        compute_thread("test compute") as executor,
+        Batcher(executor, StepLimits(8), patience_s=0.05) as batcher,
+    ):
+        watched = asyncio.create_task(batcher.watch())
+        for _ in range(4):
+            await batcher.run(blocks.work(1))
+            await asyncio.sleep(0.06)
+        assert not watched.done()
+        watched.cancel()
 
 
 async def test_work_before_entering_is_refused(blocks: Blocks) -> None:

@@ -12,15 +12,17 @@ from fedsea_mq.protocol.payload import WireDtype
 from fedsea_mq.serving.scheduler import Owner
 from fedsea_mq.serving.trunk_sessions import (
     BROKER,
+    DIRECT,
     Action,
     Compute,
     Reply,
     TrunkSessions,
     TrunkTerms,
+    of_broker,
 )
 from tests.unit.serving.trunk import ANNA, BERT, FINGERPRINT, TERMS, Trunk, states
 
-DOOR, OTHER_DOOR = b"\x00anna", b"\x00anna again"
+DOOR, OTHER_DOOR = DIRECT + b"\x00anna", DIRECT + b"\x00anna again"
 
 
 @pytest.fixture
@@ -130,3 +132,22 @@ def test_states_of_no_session_are_refused(trunk: Trunk, session: bytes) -> None:
     reply = only(trunk.sessions.receive(extend(0, session), 0.0, DOOR))
     assert reply.to == DOOR
     assert type(Frame.read(reply.parts).refusal()) is SessionUnknown
+
+
+def test_what_comes_by_one_of_two_brokers_is_answered_by_it() -> None:
+    """And the end of the session is told where its client was heard from last."""
+    second = of_broker(1)
+    trunk = Trunk()
+    asked = Open(fingerprint=FINGERPRINT, max_positions=20, dtype=WireDtype.FP16)
+    opened = Frame.build(Kind.OPEN, asked, session=ANNA)
+    assert only(trunk.sessions.receive(opened, 0.0, second)).to == second
+    work = begun(trunk.sessions.receive(extend(0), 0.0, second))
+    assert only(trunk.sessions.computed(work, states(1))).to == second
+    assert trunk.sessions.direct == 0
+    renew = Frame.build(Kind.RENEW, Nothing(), session=ANNA)
+    assert only(trunk.sessions.receive(renew, 1.0, BROKER)).to == BROKER
+    assert trunk.sessions.broker_of(ANNA) == BROKER
+    work = begun(trunk.sessions.receive(extend(1), 1.0, DOOR))
+    assert trunk.sessions.broker_of(ANNA) == BROKER
+    told = [action for action in trunk.sessions.expire(1e6) if isinstance(action, Reply)]
+    assert [reply.to for reply in told] == [BROKER]

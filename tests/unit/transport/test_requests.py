@@ -114,7 +114,7 @@ async def test_given_busy_until_there_is_no_time_for_an_answer_then_busy_is_rais
         return Frame.error(Busy("full", 0.05), asked.envelope) if n == 1 else None
 
     line = Line(busy_once, Patience(resend_s=30, give_up_s=0.1))
-    with pytest.raises(Busy, match="room"):
+    with pytest.raises(Busy, match="full"):
         await line.ask()
     assert len(line.sent) == 2
 

@@ -33,3 +33,5 @@ def test_an_answer_goes_to_who_asked_under_the_number_of_the_question() -> None:
     assert question.answer(Verdict(refusal="no key")) == [
         *(b"asker", b"", b"1.0", b"7", b"400", b"no key", b"", b""),
     ]
+    later = Verdict(refusal="enough connections", is_final=False)
+    assert question.answer(later)[4] == b"300"

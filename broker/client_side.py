@@ -1,0 +1,153 @@
+"""What the broker does with clients' messages. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Final
+
+from broker.admission import Ask
+from broker.limits import Meters
+from broker.messages import CLIENT_PARTIES, TO_SESSION, Message, Part, Send, Side, size_of
+from broker.routes import Route
+from broker.state import BrokerState
+from fedsea_mq.errors import (
+    Busy,
+    MalformedFrame,
+    RunUnknown,
+    SessionNotYours,
+    SessionUnknown,
+)
+from fedsea_mq.protocol.envelope import Envelope, Kind
+from fedsea_mq.protocol.frames import Frame
+from fedsea_mq.protocol.messages import Open, StatusReport, encode_body
+from fedsea_mq.protocol.training_messages import Enlist
+from fedsea_mq.security.identity import Identity, Party
+
+# A report is made anew when it is older than this.
+_REPORT_S: Final = 0.05
+
+
+@dataclass(slots=True)
+class _Report:
+    made_at: float
+    body: bytes
+
+
+class ClientSide:
+    """Who asks for sessions, and speaks in them."""
+
+    def __init__(self, state: BrokerState, secret: bytes) -> None:
+        self._state = state
+        # Keys the names under which nodes know connections; the socket's own stay in here.
+        self._secret = secret
+        self._meters = Meters(state.terms.limits)
+        # The last report: asking often costs no more than asking seldom.
+        self._report: _Report | None = None
+
+    def handle(self, message: Message, now: float) -> Iterator[Send]:
+        """What to send for a client's message. Raises the typed error that refuses it."""
+        envelope, who = message.envelope, message.who
+        who.must_be(*CLIENT_PARTIES)
+        self._check_owner(envelope.session, who)
+        if self._meters.limit_anybody and envelope.kind is not Kind.CLOSE:  # which gives room back
+            self._meters.take(self._client(message), size_of(message.parts), now)
+        if envelope.kind in (Kind.OPEN, Kind.ENLIST):
+            yield from self._open(message, now)
+        elif envelope.kind in TO_SESSION:
+            yield from self._to_node(message, now)
+        elif envelope.kind is Kind.STATUS:
+            yield Send(Side.CLIENTS, message.peer, self._status(envelope, now))
+        else:
+            raise MalformedFrame(f"a {envelope.kind.name} frame is not for a client to send")
+
+    def forget_idle(self, now: float) -> None:
+        """Keep nothing of clients that have not sent for a while."""
+        self._meters.forget_idle(now)
+
+    def _check_owner(self, session: bytes, who: Identity) -> None:
+        if not (session and who.id):
+            return
+        route = self._state.routes.get(session)
+        owner = self._state.admission.client_of(session) if route is None else route.owner
+        if owner is not None and owner != who.id:
+            raise SessionNotYours("the session was opened with another key")
+
+    def _open(self, message: Message, now: float) -> Iterator[Send]:
+        state, envelope, peer = self._state, message.envelope, message.peer
+        if not envelope.session:
+            raise MalformedFrame(f"a {envelope.kind.name} frame without a session id")
+        asked = self._asked(message)
+        route = state.routes.get(envelope.session)
+        if route is not None:
+            state.routes.asked_again(envelope.session, peer, now)
+            yield state.relay(Side.NODES, route.node, [message.parts[0], encode_body(asked)])
+        elif isinstance(asked, Enlist):
+            opening = Frame(envelope, encode_body(asked))
+            yield state.begin(Route(self._of_run(asked, now), peer, asked.client), opening, now)
+        else:
+            if not state.registry.trunks:
+                raise state.yet_to_register
+            state.check_client_has_room(asked)
+            yield from state.tell(state.admission.ask(Ask(peer, envelope, asked), now), now)
+
+    def _asked(self, message: Message) -> Open | Enlist:
+        # Fairness is between keys, or between connections where there are none: not between
+        # whatever names clients give themselves.
+        client, who, frame = self._client(message), message.who, message.frame
+        if message.envelope.kind is Kind.OPEN:
+            who.must_be(Party.CLIENT)
+            return replace(frame.body(Open), client=client)
+        enlist = frame.body(Enlist)
+        if enlist.member is None:
+            who.must_be(Party.AGGREGATOR)
+        else:
+            who.must_be(Party.TRAINER)
+            who.may_be_called(enlist.member)
+        return replace(enlist, client=client)
+
+    def _client(self, message: Message) -> bytes:
+        """Whom limits are for, and between whom fairness is."""
+        if message.who.id:
+            return message.who.id
+        return blake2b(message.peer, digest_size=16, key=self._secret).digest()
+
+    def _of_run(self, asked: Enlist, now: float) -> bytes:
+        node = self._state.registry.of_run(asked)
+        if node is not None:
+            return node.peer
+        if self._state.is_young(now):
+            raise self._state.yet_to_register
+        raise RunUnknown(f"no {asked.role.value} of run {asked.run} is registered")
+
+    def _to_node(self, message: Message, now: float) -> Iterator[Send]:
+        state, envelope = self._state, message.envelope
+        route = state.routes.get(envelope.session)
+        if route is not None:
+            route.client = message.peer
+            yield state.relay(Side.NODES, route.node, message.parts)
+            if envelope.kind is Kind.CLOSE:
+                state.end(envelope.session)
+                yield from state.room_was_made(now)
+        elif envelope.kind is Kind.CLOSE:
+            state.admission.gave_up(envelope.session)
+        else:
+            if state.is_young(now):
+                # Nodes of a restarted broker have yet to say which sessions they hold.
+                raise Busy("nodes are still registering", state.terms.heartbeat_ms / 1000)
+            raise SessionUnknown("no node holds this session")
+
+    def _status(self, envelope: Envelope, now: float) -> Sequence[Part]:
+        if self._report is None or now - self._report.made_at > _REPORT_S:
+            state = self._state
+            report = StatusReport(
+                uptime_s=now - state.started_at,
+                sessions=len(state.routes),
+                frames_relayed=state.counters.frames_relayed,
+                bytes_relayed=state.counters.bytes_relayed,
+                errors=state.counters.errors,
+                nodes=state.registry.statuses(now),
+            )
+            self._report = _Report(now, encode_body(report))
+        return Frame(Envelope(Kind.STATUS_REPORT, seq=envelope.seq), self._report.body).parts()

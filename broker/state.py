@@ -1,0 +1,129 @@
+"""What the broker knows, and what it says when a session begins, moves or ends. Pure.
+
+It keeps nothing that nodes' registrations do not bring back: which node holds which session, whose
+it is, and from which connection that client spoke last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from broker.admission import Admission, Verdict
+from broker.limits import NO_LIMITS, Limits, check_room
+from broker.messages import Part, Send, Side, size_of
+from broker.registry import Registry
+from broker.routes import Route, Routes
+from fedsea_mq.errors import Busy, FedSeaError, SessionLost
+from fedsea_mq.protocol.envelope import Envelope, Kind
+from fedsea_mq.protocol.frames import Frame
+from fedsea_mq.protocol.messages import Nothing, Open, encode_body
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerTerms:
+    """The intervals that nodes are held to, and the limits that clients are."""
+
+    heartbeat_ms: int
+    timeout_ms: int
+    limits: Limits = NO_LIMITS
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the broker started."""
+
+    frames_relayed: int = 0
+    bytes_relayed: int = 0
+    errors: int = 0
+
+
+class BrokerState:
+    """Nodes, sessions and who waits for room, and the changes that come from either side."""
+
+    def __init__(self, terms: BrokerTerms, started_at: float) -> None:
+        self.terms = terms
+        self.started_at = started_at
+        self.registry = Registry(terms.timeout_ms / 1000)
+        self.routes = Routes()
+        self.admission = Admission(self.registry)
+        self.counters = Counters()
+        # Clients that something was sent to since heartbeats went out last.
+        self.addressed: set[bytes] = set()
+
+    def is_young(self, now: float) -> bool:
+        """Whether nodes may have yet to say which sessions they hold."""
+        return now - self.started_at < self.terms.timeout_ms / 1000
+
+    @property
+    def yet_to_register(self) -> Busy:
+        """What is said while no node is there."""
+        return Busy("no node has registered yet", self.terms.heartbeat_ms / 1000)
+
+    def check_client_has_room(self, asked: Open) -> None:
+        """Raise `Busy` or `LimitExceeded` if the client may not have this session, too."""
+        held = self.routes.held_by(asked.client)
+        check_room(self.terms.limits, held, asked.max_positions)
+
+    def begin(self, route: Route, opening: Frame, now: float) -> Send:
+        """Send a session to its node."""
+        self.routes.begin(opening.envelope.session, route, now)
+        return self.relay(Side.NODES, route.node, opening.parts())
+
+    def tell(self, verdicts: Sequence[Verdict], now: float) -> Iterator[Send]:
+        """Send sessions where they were placed, and say so to those that were not."""
+        for verdict in verdicts:
+            ask, outcome = verdict.ask, verdict.outcome
+            if isinstance(outcome, FedSeaError):
+                yield self.refuse(ask.peer, ask.envelope, outcome)
+                continue
+            try:
+                self.check_client_has_room(ask.body)  # others of its sessions may be there by now
+            except FedSeaError as error:
+                self.registry.ended(outcome.peer, ask.envelope.session)
+                yield self.refuse(ask.peer, ask.envelope, error)
+                continue
+            opening = Frame(ask.envelope, encode_body(ask.body))
+            positions = ask.body.max_positions
+            route = Route(outcome.peer, ask.peer, ask.body.client, positions=positions)
+            yield self.begin(route, opening, now)
+
+    def room_was_made(self, now: float) -> Iterator[Send]:
+        """Serve those that wait and fit in now."""
+        yield from self.tell(self.admission.room_was_made(now), now)
+
+    def refuse(self, peer: bytes, envelope: Envelope, error: FedSeaError) -> Send:
+        """Answer a client's message with an error."""
+        self.counters.errors += not isinstance(error, Busy)
+        return Send(Side.CLIENTS, peer, Frame.error(error, envelope).parts())
+
+    def end(self, session: bytes) -> Route:
+        """Forget a session, whose room on its node is free again."""
+        route = self.routes.end(session)
+        self.registry.ended(route.node, session)
+        return route
+
+    def lose_node(self, peer: bytes) -> list[Send]:
+        """Forget a node, and tell the clients of its sessions."""
+        self.registry.drop(peer)
+        reason = SessionLost("the node that held the session is gone")
+        lost = self.routes.end_all_of(peer)
+        return [told for session, route in lost for told in closing(route, session, reason)]
+
+    def relay(self, side: Side, peer: bytes, parts: Sequence[Part]) -> Send:
+        """Pass a message on, untouched."""
+        self.counters.frames_relayed += 1
+        self.counters.bytes_relayed += size_of(parts)
+        return Send(side, peer, parts)
+
+
+def closing(route: Route, session: bytes, reason: FedSeaError) -> list[Send]:
+    """Tell a session's client that it is over; nobody, if none has spoken for it."""
+    if route.client is None:
+        return []
+    return [Send(Side.CLIENTS, route.client, Frame.closing(reason, session).parts())]
+
+
+def close_on_node(peer: bytes, session: bytes) -> Send:
+    """Have a node free a session."""
+    return Send(Side.NODES, peer, Frame.build(Kind.CLOSE, Nothing(), session=session).parts())

@@ -1,0 +1,1 @@
+"""Attacks on a running system with keys, and what honest clients notice of each."""
