@@ -16,7 +16,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test lint unit soak-train lock clean
+.PHONY: setup demo test lint unit soak soak-train lock clean
 
 setup: $(READY)
 
@@ -29,7 +29,7 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -c 'import torch, sys; sys.exit(torch.__version__ != "$(TORCH)")' 2>/dev/null || \
 		$(BIN)/pip install torch==$(TORCH) 2>/dev/null || \
 		$(BIN)/pip install torch==$(TORCH) --extra-index-url $(TORCH_INDEX)
-	$(BIN)/pip install --requirement requirements.lock
+	$(BIN)/pip install --no-deps --require-hashes --requirement requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
@@ -47,14 +47,23 @@ unit: $(READY)
 	@# Most of a test of processes is waiting for them: two at a time take half as long.
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
+# An hour at four fifths of what this machine takes: memory and open files of every process.
+soak: $(READY)
+	$(BIN)/fedsea soak --minutes 60
+
 # Minutes: twenty processes of a training run killed at random, by each strategy.
 soak-train: $(READY)
 	$(BIN)/python -m pytest -m slow --capture no tests/chaos/test_training_kills.py
 
-# The versions that are installed now become the locked ones.
+# The versions that are installed now become the locked ones; the hashes are those on PyPI.
 lock: $(READY)
-	@{ sed -n '/^#/p' requirements.lock; \
-	   $(BIN)/pip list --format=freeze | grep -viE '^(torch|fedsea[_-]mq|pip)=='; } > requirements.new
+	@$(PYTHON) -m venv $(VENV)/lock
+	@$(VENV)/lock/bin/pip install --quiet uv
+	@$(BIN)/pip list --format=freeze | grep -viE '^(torch|fedsea[_-]mq|pip)==' > $(VENV)/lock/installed
+	@$(VENV)/lock/bin/uv pip compile --quiet --no-deps --generate-hashes --universal \
+		--python-version 3.11 --index-url https://pypi.org/simple --no-annotate --no-header \
+		--output-file $(VENV)/lock/hashed $(VENV)/lock/installed > /dev/null
+	@{ sed -n '/^#/p' requirements.lock; cat $(VENV)/lock/hashed; } > requirements.new
 	@mv requirements.new requirements.lock
 
 clean:

@@ -28,6 +28,8 @@ class Sample:
     kv_positions: int
     """Most KV positions that sessions had reserved, and all that there are."""
     rss_bytes: dict[str, int]
+    open_files: dict[str, int]
+    """Sockets among them, by process; as `rss_bytes`, of those that run."""
 
 
 @dataclass(slots=True)
@@ -51,6 +53,7 @@ class Samples:
             kv_reserved=sum(load.kv_positions_peak for load in loads),
             kv_positions=sum(load.kv_positions_total for load in loads),
             rss_bytes={name: rss for name, pid in self.pids.items() if (rss := _rss(pid))},
+            open_files={name: held for name, pid in self.pids.items() if (held := _files(pid))},
         )
         self.taken.append(sample)
         return sample
@@ -69,6 +72,13 @@ def _rss(pid: int) -> int:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
         return 0  # it has ended
+
+
+def _files(pid: int) -> int:
+    try:
+        return int(psutil.Process(pid).num_fds())
+    except psutil.Error:
+        return 0
 
 
 def _mean(values: Sequence[float]) -> float:

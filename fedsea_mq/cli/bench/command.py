@@ -120,20 +120,30 @@ def train_results(
     cuts: Annotated[str, typer.Option(help="Comma-separated, as 1+1,2+2.")] = "1+1",
     seeds: Annotated[int, typer.Option(min=1, help="Of adapters, shards and order.")] = 3,
     scales: Annotated[str, typer.Option(help="Noise over the RMS.")] = "0.5,1.0,1.5,2.0",
+    alone: Annotated[str, typer.Option(help="Of these, at which each client alone.")] = "0.5,1.5",
     count: Annotated[
         int, typer.Option("--n", min=1, help="Units of the validation split asked.")
     ] = 60,
-    out: Annotated[Path | None, typer.Option(help="Folder for the table and its plot.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for table, plot and scores: what it has is not found again."),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Fine-tune federated, alone and pooled, and score it; the settings say on what and how."""
+    """Fine-tune federated, alone and pooled, and score it; the settings say on what and how.
+
+    Takes hours. With --out, each score is kept as it is found, and a run that was stopped goes on
+    where it was, with the same settings.
+    """
+    from fedsea_mq.cli.bench.kept_scores import KeptScores
     from fedsea_mq.cli.bench.train_results import Grid, markdown_rows
     from fedsea_mq.cli.bench.train_results import train_results as run
     from fedsea_mq.settings import Settings
 
-    grid = Grid(_each(cuts, _cut), range(seeds), _each(scales, float), count)
+    grid = Grid(_each(cuts, _cut), range(seeds), _each(scales, float), _each(alone, float), count)
     settings = Settings.load(config, set_ or [], ["log.level=warning"])
-    rows = asyncio.run(run(settings, grid))
+    file = None if out is None else out / "results.jsonl"
+    rows = asyncio.run(run(settings, grid, KeptScores(file, settings, count)))
     if out is not None:
         from fedsea_mq.cli.bench.train_plots import plot_results
 

@@ -5,7 +5,7 @@ on held-out examples, `training.validation` of records that nobody trains on or,
 of the task's validation split:
 
 - `zero-shot`: the model as it is, at each noise;
-- `alone`: each client by itself, trained and scored at each noise; the mean over the clients;
+- `alone`: each client by itself, trained and scored at some noises; the mean over the clients;
 - `federated`: all clients together, trained and scored at each noise, and without noise;
 - `pooled`: one client with all examples, without noise, as many a step as all take together.
 """
@@ -13,13 +13,15 @@ of the task's validation split:
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Final
 
 from fedsea_mq.cli.bench.clients_here import train_to_the_end
+from fedsea_mq.cli.bench.kept_scores import KeptScores, Place
 from fedsea_mq.cli.output import progress_console
 from fedsea_mq.cli.score import Asked, score
 from fedsea_mq.model.adapters import merge_adapters
@@ -41,6 +43,7 @@ class Grid:
     cuts: Sequence[tuple[int, int]]
     seeds: Sequence[int]
     scales: Sequence[float]
+    alone_scales: Sequence[float]
     asked: int
 
 
@@ -70,19 +73,33 @@ class Row:
         }
 
 
-async def train_results(settings: Settings, grid: Grid) -> list[dict[str, Any]]:
-    """Train and score everything; one row for each cut, arm and noise."""
+async def train_results(settings: Settings, grid: Grid, kept: KeptScores) -> list[dict[str, Any]]:
+    """Train and score everything that is not kept yet; one row for each cut, arm and noise."""
     found: dict[tuple[str, str, float], Row] = {}
     for head, tail in grid.cuts:
         for seed in grid.seeds:
             cell = _Cell.of(settings, (head, tail), seed, grid)
-            async for arm, scale, scores in cell.arms():
-                key = (f"{head}+{tail}", arm, scale)
-                found.setdefault(key, Row(*key, [])).scores.append(scores)
-                progress_console.print(f"{key}, seed {seed}: {scores}", style="dim")
+            for arm in cell.arms():
+                places = [Place(f"{head}+{tail}", seed, arm.name, scale) for scale in arm.scales]
+                if any(kept.find(place) is None for place in places):
+                    for place, scores in zip(places, await arm.find(), strict=True):
+                        kept.add(place, scores)
+                        progress_console.print(f"{place}: {scores}", style="dim")
+                for place in places:
+                    key = (place.cut, place.arm, place.scale)
+                    found.setdefault(key, Row(*key, [])).scores.append(kept.of(place))
     arms = list(dict.fromkeys((cut, arm) for cut, arm, _ in found))
     in_order = sorted(found, key=lambda key: (arms.index(key[:2]), key[2]))
     return [found[key].as_json() for key in in_order]
+
+
+@dataclass(frozen=True, slots=True)
+class _Arm:
+    """What is trained and scored in one go, at these noises."""
+
+    name: str
+    scales: Sequence[float]
+    find: Callable[[], Awaitable[Sequence[Scores]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +124,23 @@ class _Cell:
             shards[f"client-{number + 1}"] = replace(one, validation=())
         return cls(settings, grid, shards, _asked(training, grid.asked))
 
-    async def arms(self) -> Any:
-        """Arm, noise and scores, as they are found."""
-        for scale, scores in zip(self._scales, await self._score(None, self._scales), strict=True):
-            yield "zero-shot", scale, scores
-        for scale in self.grid.scales:
-            alone = [await self._trained({n: one}, scale) for n, one in self.shards.items()]
-            yield "alone", scale, {name: fmean(one[name] for one in alone) for name in alone[0]}
+    def arms(self) -> Iterator[_Arm]:
+        """All of them."""
+        yield _Arm("zero-shot", self._scales, partial(self._score, None, self._scales))
+        for scale in self.grid.alone_scales:
+            yield _Arm("alone", [scale], partial(self._alone, scale))
         for scale in self._scales:
-            yield "federated", scale, await self._trained(self.shards, scale)
-        yield "pooled", _OFF, await self._trained({"pooled": self._pool()}, _OFF)
+            yield _Arm("federated", [scale], partial(self._trained, self.shards, scale))
+        yield _Arm("pooled", [_OFF], partial(self._trained, {"pooled": self._pool()}, _OFF))
+
+    async def _alone(self, scale: float) -> list[Scores]:
+        """The mean over the clients."""
+        each = [
+            scores
+            for name, one in self.shards.items()
+            for scores in await self._trained({name: one}, scale)
+        ]
+        return [{name: fmean(one[name] for one in each) for name in each[0]}]
 
     @property
     def _scales(self) -> list[float]:
@@ -125,7 +149,7 @@ class _Cell:
     def _pool(self) -> Examples:
         return Examples([one for shard in self.shards.values() for one in shard.train])
 
-    async def _trained(self, shards: Mapping[str, Examples], scale: float) -> Scores:
+    async def _trained(self, shards: Mapping[str, Examples], scale: float) -> list[Scores]:
         """Train on these shards at this noise, and score the result at the same."""
         with tempfile.TemporaryDirectory(prefix="fedsea-results-") as name:
             training = self.settings.training
@@ -145,8 +169,7 @@ class _Cell:
             folder = Path(name) / "results"
             parts = [folder / "head", folder / "trunk" / "adapter", folder / "tail"]
             merge_adapters(parts, folder / "merged")
-            (scores,) = await self._score(folder / "merged", [scale])
-        return scores
+            return await self._score(folder / "merged", [scale])
 
     async def _score(self, adapter: Path | None, scales: Sequence[float]) -> list[Scores]:
         settings = self.settings
