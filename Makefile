@@ -16,7 +16,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test lint unit soak soak-train lock clean
+.PHONY: setup demo test lint unit soak soak-train audit lock clean
 
 setup: $(READY)
 
@@ -54,6 +54,12 @@ soak: $(READY)
 # Minutes: twenty processes of a training run killed at random, by each strategy.
 soak-train: $(READY)
 	$(BIN)/python -m pytest -m slow --capture no tests/chaos/test_training_kills.py
+
+# Known weaknesses of the locked packages, as PyPI lists them.
+audit: $(READY)
+	@$(PYTHON) -m venv $(VENV)/audit
+	@$(VENV)/audit/bin/pip install --quiet pip-audit
+	$(VENV)/audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
 
 # The versions that are installed now become the locked ones; the hashes are those on PyPI.
 lock: $(READY)
