@@ -12,6 +12,7 @@ import typer
 
 from fedsea_mq.cli import options
 from fedsea_mq.cli.output import print_json
+from fedsea_mq.entry import configure_logging
 from fedsea_mq.settings import Settings
 
 
@@ -58,6 +59,7 @@ def chaos(
     held = True
     sections = only or list(Section)
     settings = Settings.load(config, set_ or [], DEFAULTS)
+    configure_logging(settings.log)
     if Section.SIMULATED in sections:
         count = simulated_report.QUICK_SEEDS if quick else seeds
         simulated = simulated_report.run_simulated(range(first, first + count), jobs)

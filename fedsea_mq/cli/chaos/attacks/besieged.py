@@ -83,7 +83,9 @@ class Besieged:
         self._lanes = [Lane(f"lane{n}", one, self.ledger) for n, one in enumerate(asked)]
         seats = Seats(self._lanes)
         async with AsyncExitStack() as stack:
-            self.fleet = await stack.enter_async_context(Fleet(self._settings, trunks=1))
+            self.fleet = await stack.enter_async_context(
+                Fleet(self._settings, trunks=1, cabled=False)
+            )
             await self.fleet.add_client(seats.serve)
             await self.fleet.ready()
             await until_all(self._lanes, lambda lane: lane.knows)

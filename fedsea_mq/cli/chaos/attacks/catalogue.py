@@ -26,6 +26,8 @@ _IDLE: Final = 1000
 _AT_ONCE: Final = 64
 _NOTICED_WITHIN_S: Final = 5.0
 _POSITIONS: Final = 64
+# ZeroMQ gives a handshake three seconds.
+_LET_GO_S: Final = 5.0
 _DEPTH: Final = 4000
 
 
@@ -193,17 +195,19 @@ async def handshake_flood(siege: Besieged, seconds: float) -> str:
 async def idle_connections(siege: Besieged, seconds: float) -> str:
     """A thousand connections that say nothing."""
     host, port = _address(siege)
-    ends: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    within_s = max(seconds, _LET_GO_S)
+    ends = [await asyncio.open_connection(host, port) for _ in range(_IDLE)]
     try:
-        ends += [await asyncio.open_connection(host, port) for _ in range(_IDLE)]
-        await asyncio.sleep(max(seconds, 5.0))
+        async with asyncio.timeout(within_s):
+            # Each until it is ended, in whatever way.
+            await asyncio.gather(*(reader.read() for reader, _ in ends), return_exceptions=True)
+    except TimeoutError:
         left = sum(not reader.at_eof() for reader, _ in ends)
+        raise Succeeded(f"{left} of {_IDLE} are still there") from None
     finally:
         for _, writer in ends:
             writer.transport.abort()
-    if left:
-        raise Succeeded(f"{left} of {_IDLE} are still there")
-    return f"bounded: all {_IDLE} let go of within {max(seconds, 5.0):g} s"
+    return f"bounded: all {_IDLE} let go of within {within_s:g} s"
 
 
 async def garbage(siege: Besieged, seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -13,6 +14,7 @@ from fedsea_mq.cli.chaos.attacks.meddling import tampered_ciphertext
 from fedsea_mq.cli.output import console, print_table, progress_bar
 from fedsea_mq.settings import Settings
 
+_BEHIND_ALL: Final = 19
 _TAMPERED: Final = "tampered ciphertext at the broker"
 
 
@@ -49,11 +51,16 @@ class Withstood:
 
 
 async def withstand(settings: Settings, seconds: float) -> Withstood:
-    """Attack for so many seconds each."""
+    """Attack for so many seconds each.
+
+    The attacker, this process, takes the time that the system leaves: it stands for another
+    machine. So it stays behind all others from here on.
+    """
     outcomes = []
     with progress_bar() as progress:
         task = progress.add_task("attacks", total=len(ATTACKS) + 1)
         async with Besieged(settings.replace(broker={"max_part_mb": 1})) as siege:
+            os.nice(_BEHIND_ALL)
             for name, attack in ATTACKS.items():
                 progress.update(task, description=f"attacks: {name}")
                 outcomes.append(await _attack(siege, name, attack, seconds))

@@ -1,6 +1,6 @@
 """Broker, trunk nodes and clients as processes, each started again when it ends.
 
-Every process but the broker reaches it through a cable of its own.
+Every process but the broker reaches it through a cable of its own, unless there are none.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class Member:
 class Fleet:
     """The processes, while inside `async with`; what runs in them has yet to be asked for."""
 
-    def __init__(self, settings: Settings, trunks: int) -> None:
+    def __init__(self, settings: Settings, trunks: int, *, cabled: bool = True) -> None:
+        self._cabled = cabled
         self._system = LocalSystem(settings, trunks=0)
         self._count = trunks
         self._stack = AsyncExitStack()
@@ -127,13 +128,12 @@ class Fleet:
     async def _add(
         self, stack: AsyncExitStack, name: str, module: str, serve: Serve | None = None
     ) -> Member:
-        broker = self.settings.broker
-        to_clients, to_nodes = Cable(broker.clients), Cable(broker.nodes)
-        cable = to_nodes if serve is None else to_clients
-        self._cables.append(await stack.enter_async_context(cable))
-        own = self.settings.replace(
-            broker={"nodes" if serve is None else "clients": cable.endpoint}, trunk={"name": name}
-        )
+        own, cable = self.settings.replace(trunk={"name": name}), None
+        if self._cabled:
+            port = "nodes" if serve is None else "clients"
+            cable = await stack.enter_async_context(Cable(getattr(own.broker, port)))
+            self._cables.append(cable)
+            own = own.replace(broker={port: cable.endpoint})
 
         async def start() -> Child:
             return await self._system.start(module, name, own)
