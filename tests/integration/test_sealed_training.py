@@ -23,7 +23,8 @@ from tests.sealing import Flips, MeddlingBroker, Tap, sealed
 # The next step's batches follow a step at once, and are out of turn where it was lost: that costs
 # an attempt, sealed or not.
 SPARED = frozenset({Kind.STEP})
-MEMBERS = ("member-1", "member-2")
+# Both have the key that is called `node`.
+MEMBERS = ("node.1", "node.2")
 
 
 Losses = dict[tuple[str, int, int], float]

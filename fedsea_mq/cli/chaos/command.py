@@ -59,7 +59,8 @@ def chaos(
     held = True
     sections = only or list(Section)
     settings = Settings.load(config, set_ or [], DEFAULTS)
-    configure_logging(settings.log)
+    if {Section.FAULTS, Section.ATTACKS} & set(sections):
+        configure_logging(settings.log)
     if Section.SIMULATED in sections:
         count = simulated_report.QUICK_SEEDS if quick else seeds
         simulated = simulated_report.run_simulated(range(first, first + count), jobs)
