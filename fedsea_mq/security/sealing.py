@@ -56,12 +56,13 @@ class SendKey:
         """The frame with its body and payload sealed, under a counter that no other has."""
         counter = self._counter.to_bytes(_COUNTER_BYTES, "big")
         self._counter += 1
-        parts = (frame.packed_body, *frame.payload)
-        about = _about(frame.envelope, len(parts))
-        body, *payload = (
-            self._cipher.encrypt(_nonce(counter, number), part, about)
-            for number, part in enumerate(parts)
-        )
+        about = _about(frame.envelope, 1 + len(frame.payload))
+        encrypt = self._cipher.encrypt
+        body = encrypt(_nonce(counter, 0), frame.packed_body, about)
+        payload = [
+            encrypt(_nonce(counter, number), part, about)
+            for number, part in enumerate(frame.payload, 1)
+        ]
         return Frame(frame.envelope, _SEALED + counter + body, payload)
 
 

@@ -29,6 +29,8 @@ _POSITIONS: Final = 64
 # ZeroMQ gives a handshake three seconds.
 _LET_GO_S: Final = 5.0
 _DEPTH: Final = 4000
+# At least, so that ten seconds of it are a million frames, however long they take.
+_GARBAGE_A_SECOND: Final = 100_000
 
 
 class Succeeded(Exception):
@@ -225,7 +227,7 @@ async def garbage(siege: Besieged, seconds: float) -> str:
             Frame.build(Kind.STATUS, Nothing(), seq=7).parts(),
         ]
         ends_at = time.monotonic() + seconds
-        while time.monotonic() < ends_at:
+        while time.monotonic() < ends_at or sent < seconds * _GARBAGE_A_SECOND:
             for _ in range(16):
                 one.throw(mutated(rng, rng.choice(good)))
                 sent += 1
