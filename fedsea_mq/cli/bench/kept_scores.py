@@ -31,7 +31,11 @@ class KeptScores:
 
     def __init__(self, file: Path | None, settings: Settings, of: Any) -> None:
         self._file = file
-        said = settings.model_dump_json(exclude={"log", "security"}) + json.dumps(of)
+        # What is at its default is left out, so that a new setting finds what was kept before it.
+        named = settings.model_dump_json(
+            exclude={"log", "security", "broker"}, exclude_defaults=True
+        )
+        said = named + json.dumps(of)
         self._key = sha256(said.encode()).hexdigest()[:16]
         self._found: dict[Place, Scores] = {}
         if file is not None and file.exists():
