@@ -27,6 +27,8 @@ from fedsea_mq.security.identity import Identity, Party
 
 # A report is made anew when it is older than this.
 _REPORT_S: Final = 0.05
+# No message that only ends a session has as many bytes.
+_SMALL: Final = 256
 
 
 @dataclass(slots=True)
@@ -51,7 +53,7 @@ class ClientSide:
         envelope, who = message.envelope, message.who
         who.must_be(*CLIENT_PARTIES)
         self._check_owner(envelope.session, who)
-        if self._meters.limit_anybody and envelope.kind is not Kind.CLOSE:  # which gives room back
+        if self._meters.limit_anybody and not self._gives_room_back(message):
             self._meters.take(self._client(message), size_of(message.parts), now)
         if envelope.kind in (Kind.OPEN, Kind.ENLIST):
             yield from self._open(message, now)
@@ -65,6 +67,14 @@ class ClientSide:
     def forget_idle(self, now: float) -> None:
         """Keep nothing of clients that have not sent for a while."""
         self._meters.forget_idle(now)
+
+    def _gives_room_back(self, message: Message) -> bool:
+        """Whether it ends a session, and does no more: it must not have to wait."""
+        envelope, state = message.envelope, self._state
+        if envelope.kind is not Kind.CLOSE or size_of(message.parts) > _SMALL:
+            return False
+        waits = state.admission.client_of(envelope.session) is not None
+        return waits or state.routes.get(envelope.session) is not None
 
     def _check_owner(self, session: bytes, who: Identity) -> None:
         if not (session and who.id):

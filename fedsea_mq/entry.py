@@ -74,10 +74,11 @@ def run_process(main: Coroutine[Any, Any, None], settings: Settings) -> int:
         asyncio.run(main)
     except* FedSeaError as group:
         errors = leaves(group)
-    for error in errors:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-    if any(isinstance(error, StepStuck) for error in errors):
-        _end_now(1)  # Python's own end would wait for the thread
+        for error in errors:
+            sys.stderr.write(f"{type(error).__name__}: {error}\n")
+    finally:
+        if any(isinstance(error, StepStuck) for error in errors):
+            _end_now(1)  # Python's own end would wait for the thread
     return 1 if errors else 0
 
 

@@ -109,7 +109,8 @@ class Batcher:
 
     It occupies the executor's thread while it runs. `max_wait_s` bounds how long a step waits for
     sessions that are on their way; it never waits longer than a step's fixed cost. A step or slice
-    that takes longer than `patience_s` is stuck (see `watch`). `clock` tells the time, in seconds.
+    that takes longer than `patience_s` is stuck (see `watch`), and leaving raises `StepStuck` if it
+    is found so only then. `clock` tells the time, in seconds.
     """
 
     def __init__(
@@ -155,9 +156,8 @@ class Batcher:
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        assert self._thread_done is not None
         if not self.is_stuck:
-            await asyncio.wait([self._thread_done])
+            await self._thread_ends()
 
     @property
     def is_stuck(self) -> bool:
@@ -171,11 +171,16 @@ class Batcher:
             StepStuck: a step or slice takes too long; leaving the batcher does not wait for it.
             BaseException: what ended the thread, if it was not asked to stop.
         """
+        await self._thread_ends()
+        assert self._thread_done is not None
+        self._thread_done.result()
+
+    async def _thread_ends(self) -> None:
+        """Wait for it. Raises `StepStuck` rather than wait for ever."""
         assert self._thread_done is not None
         while not self._thread_done.done():
             await asyncio.wait([self._thread_done], timeout=self._watchdog.look_after_s)
             self._watchdog.look()
-        self._thread_done.result()
 
     async def run(self, work: Work[R]) -> R:
         """Queue `work` and wait for its result.

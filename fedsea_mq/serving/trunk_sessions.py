@@ -123,6 +123,8 @@ class _Session:
     heard_from: bytes
     # The broker that the client speaks by.
     broker: bytes
+    # All brokers that know of the session, that one included.
+    known_to: set[bytes]
 
     def owner(self, session: bytes) -> Owner:
         return Owner(self.opened.client, session, Urgency(self.opened.urgency))
@@ -139,7 +141,10 @@ class TrunkSessions:
         self.terms = terms
         self._sessions: dict[bytes, _Session] = {}
         self.kv_free = terms.kv_positions
-        self._peaks = Peaks()
+        # For each broker, since it was told last.
+        self._peaks: dict[bytes, Peaks] = {}
+        # Since the beginning, for who was never told.
+        self._most = Peaks()
         self.draining = False
         self._comebacks = Comebacks(soonest_s=terms.retry_after_s)
 
@@ -156,10 +161,15 @@ class TrunkSessions:
         """Whose each of them is, in the same order."""
         return [session.opened.client for session in self._sessions.values()]
 
-    def broker_of(self, session_id: bytes) -> bytes:
-        """The broker that a session's client speaks by; the first, of one that is not held."""
+    def broker_of(self, session_id: bytes) -> bytes | None:
+        """The broker that a session's client speaks by; None, of one that is not held."""
         session = self._sessions.get(session_id)
-        return BROKER if session is None else session.broker
+        return None if session is None else session.broker
+
+    def told_to(self, broker: bytes) -> None:
+        """A broker is told of all sessions: it is to know when they are over."""
+        for session in self._sessions.values():
+            session.known_to.add(broker)
 
     @property
     def slots_free(self) -> int:
@@ -171,9 +181,10 @@ class TrunkSessions:
         """The sessions whose states come past the broker."""
         return sum(is_direct(session.heard_from) for session in self._sessions.values())
 
-    def take_peaks(self) -> Peaks:
-        """The most that was held at a time since this was called last."""
-        peaks, self._peaks = self._peaks, self._now()
+    def take_peaks(self, broker: bytes = BROKER) -> Peaks:
+        """The most that was held at a time since this broker was told last."""
+        peaks = self._peaks.get(broker, self._most)
+        self._peaks[broker] = self._now()
         return peaks
 
     def _now(self) -> Peaks:
@@ -210,7 +221,7 @@ class TrunkSessions:
                 self._find(frame, now, origin)
                 return [self._reply(frame.envelope, Kind.RENEWED, Nothing(), origin)]
             case Kind.CLOSE:
-                return self._close(frame.envelope.session)
+                return self._closed(frame.envelope, origin)
             case kind:
                 raise MalformedFrame(f"a {kind.name} frame is not for a trunk node")
 
@@ -228,9 +239,12 @@ class TrunkSessions:
                 now + self.terms.lease_s,
                 origin,
                 origin,
+                {origin},
             )
             self.kv_free -= asked.max_positions
-            self._peaks = self._peaks.and_(self._now())
+            now_held = self._now()
+            self._most = self._most.and_(now_held)
+            self._peaks = {who: peaks.and_(now_held) for who, peaks in self._peaks.items()}
         elif replace(held.opened, client=asked.client) != asked:
             raise MalformedFrame("the session is open already, on other terms")
         terms = Accept(
@@ -316,19 +330,28 @@ class TrunkSessions:
         session = self._sessions.get(work.envelope.session)
         return session if session is not None and session.positions is work.positions else None
 
-    def _close(self, session_id: bytes) -> list[Action]:
-        session = self._sessions.pop(session_id, None)
-        if session is None:
+    def _closed(self, envelope: Envelope, origin: bytes) -> list[Action]:
+        session = self._sessions.get(envelope.session)
+        if session is None or (origin != session.broker and not envelope.seq):
+            # A broker by which the client does not speak any more has lost the client, and no more:
+            # it does not end what goes on by another. A client's own word has a number.
             return []
+        return self._close(envelope.session, session, origin)
+
+    def _close(self, session_id: bytes, session: _Session, said_by: bytes) -> list[Action]:
+        """End a session, and tell the brokers that know of it but for who said so."""
+        del self._sessions[session_id]
         self.kv_free += session.opened.max_positions
-        return [Release(session_id)]
+        over = Frame.build(Kind.CLOSE, Nothing(), session=session_id).parts()
+        others = sorted(session.known_to - {said_by})
+        return [Release(session_id), *(Reply(over, broker) for broker in others)]
 
     def expire(self, now: float) -> list[Action]:
         """Close every session whose lease ran out and tell its client, should it still be there."""
         actions: list[Action] = []
         for session_id, session in list(self._sessions.items()):
             if session.lease_until <= now:
-                actions += self._close(session_id)
+                actions += self._close(session_id, session, session.broker)
                 gone = SessionUnknown("the session's lease ran out")
                 actions.append(Reply(Frame.closing(gone, session_id).parts(), session.broker))
         return actions
@@ -341,6 +364,8 @@ class TrunkSessions:
         if not frame.again:
             session.lease_until = now + self.terms.lease_s
             session.broker = session.broker if is_direct(origin) else origin
+        if not is_direct(origin):
+            session.known_to.add(origin)
         return session
 
     @staticmethod

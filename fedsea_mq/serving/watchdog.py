@@ -26,6 +26,10 @@ class Watchdog:
         self._clock = clock
         # Written by the thread that works, read by the one that looks.
         self._since: float | None = None
+        # Which piece of work was looked at last, and how often. A process that is frozen, or whose
+        # machine is, does not look either: the time alone would say that it is stuck.
+        self._looked_at: float | None = None
+        self._looks = 0
         self.is_stuck = False
 
     @property
@@ -45,6 +49,10 @@ class Watchdog:
     def look(self) -> None:
         """Raises `StepStuck` if the thread works on one thing for too long."""
         since = self._since
-        if since is not None and self._clock() - since > self._patience_s:
+        self._looks = self._looks + 1 if since == self._looked_at else 1
+        self._looked_at = since
+        if since is None or self._looks <= _LOOKS:
+            return
+        if self._clock() - since > self._patience_s:
             self.is_stuck = True
             raise StepStuck(f"a step has taken longer than {self._patience_s:g} s")

@@ -21,9 +21,9 @@ Connect = Callable[[str, Callable[[Frame], None], Callable[[RemoteError], None]]
 class BrokerLinks:
     """One of several brokers at a time. Use with `async with`.
 
-    A broker says something at least every half of its timeout to who has a session and waits; one
-    that says nothing for longer than `silent_s` is given up for the next. What a broker says that
-    was given up is not heard: it may have been asked long ago.
+    A broker says something at least every half of its timeout to who has a session; one that says
+    nothing while a request waits for longer than `silent_s` is given up for the next. What a broker
+    says that was given up is not heard: it may have been asked long ago.
     """
 
     def __init__(
@@ -60,10 +60,11 @@ class BrokerLinks:
         """Queue a frame for the broker. Raises `NotRunning`."""
         self._links[self._current].send(parts)
 
-    def unanswered(self) -> None:
-        """A request has waited for long: go to the next broker, if this one says nothing at all."""
+    def unanswered(self, waited_s: float) -> None:
+        """A request has waited so long: go to the next broker, if this one says nothing at all."""
         now = asyncio.get_running_loop().time()
-        if len(self._links) > 1 and now - self._heard_at > self._silent_s:
+        silent_s = min(waited_s, now - self._heard_at)
+        if len(self._links) > 1 and silent_s >= self._silent_s:
             self._current = (self._current + 1) % len(self._links)
             self._heard_at = now
             _log.warning("the broker is silent; going to another", number=self._current)

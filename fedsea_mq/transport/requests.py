@@ -95,7 +95,7 @@ class _Request:
     broken: SealBroken | None = None
 
 
-def _bear_it() -> None:
+def _bear_it(_: float) -> None:
     return None
 
 
@@ -108,11 +108,11 @@ class Requests:
         patience: Patience,
         peer: str = "the broker",
         seals: ClientSeals | None = None,
-        on_silence: Callable[[], None] = _bear_it,
+        on_silence: Callable[[float], None] = _bear_it,
     ) -> None:
         """`peer` is how errors name who does not answer; with `seals`, sessions are sealed.
 
-        `on_silence` is called before a request is sent to the broker again.
+        `on_silence` is told how long a request has waited before it is sent to the broker again.
         """
         self._send = send
         self._on_silence = on_silence
@@ -195,7 +195,9 @@ class Requests:
     def close(self, session: bytes) -> None:
         """Tell that a session is over, and forget it; there is no answer. Raises `NotRunning`."""
         self.forget(session)
-        self._send(Frame.build(Kind.CLOSE, Nothing(), session=session).parts())
+        # Its number says that it is a client's: what a broker ends by itself has none.
+        number = next(self._numbers)
+        self._send(Frame.build(Kind.CLOSE, Nothing(), session=session, seq=number).parts())
 
     def forget(self, session: bytes) -> None:
         """A session is over, and nobody is told."""
@@ -244,7 +246,7 @@ class Requests:
         _log.warning("no answer yet; sending again", waited_s=round(self._patience.resend_s, 1))
         pending.resend_at = min(pending.give_up_at, now + self._patience.resend_s)
         pending.broken = None
-        self._on_silence()
+        self._on_silence(now - (pending.give_up_at - pending.give_up_s))
         self._send_by_broker(pending)
 
     def _send_by_broker(self, pending: _Request) -> None:

@@ -93,7 +93,7 @@ class TrunkNode:
                 wires,
                 background,
                 memberships,
-                Meter(batcher.stats, _now()),
+                {broker: Meter(batcher.stats, _now()) for broker in wires.brokers},
                 self._training(loaded, batcher, wires),
             )
             for membership in memberships.values():
@@ -173,8 +173,8 @@ class TrunkNode:
     def _membership(self, wires: Wires, broker: bytes) -> Membership:
         return Membership(
             partial(wires.send, to=broker),
-            self._offer,
-            self._load_now,
+            partial(self._offer, broker),
+            partial(self._load_now, broker),
             partial(self._broker_is_silent, broker),
         )
 
@@ -184,7 +184,7 @@ class TrunkNode:
             if other != broker:
                 membership.say_again()
 
-    def _broker_of(self, session: bytes) -> bytes:
+    def _broker_of(self, session: bytes) -> bytes | None:
         return self._running.sessions.broker_of(session)
 
     def _terms(self, loaded: Loaded, wires: Wires) -> TrunkTerms:
@@ -274,29 +274,31 @@ class TrunkNode:
             await asyncio.sleep(_EXPIRY_CHECK_S)
             actions = self._running.sessions.expire(_now())
             if actions:
-                _log.info("leases ran out", node=self.name, sessions=len(actions) // 2)
+                ended = sum(isinstance(action, Release) for action in actions)
+                _log.info("leases ran out", node=self.name, sessions=ended)
             self._act(actions)
             if self._running.training is not None:
                 self._running.training.expire()
 
-    def _offer(self) -> Register:
+    def _offer(self, broker: bytes) -> Register:
         parts = self._running
+        parts.sessions.told_to(broker)
         return Register(
             name=self.name,
             fingerprint=parts.offer.fingerprint,
             head_blocks=parts.offer.cut.head_blocks,
             tail_blocks=parts.offer.cut.tail_blocks,
             hidden=parts.offer.hidden,
-            load=self._load_now(),
+            load=self._load_now(broker),
             sessions=[*parts.sessions.ids, *parts.training_sessions],
             owners=[*parts.sessions.owners, *parts.training_owners],
             run=self._settings.training.run,
             adapters=list(parts.offer.adapters),
         )
 
-    def _load_now(self) -> Load:
+    def _load_now(self, broker: bytes) -> Load:
         parts = self._running
-        terms, peaks = parts.sessions.terms, parts.sessions.take_peaks()
+        terms, peaks = parts.sessions.terms, parts.sessions.take_peaks(broker)
         sessions = len(parts.sessions) + len(parts.training_sessions)
         return Load(
             kv_positions_free=0 if parts.sessions.draining else parts.sessions.kv_free,
@@ -308,7 +310,7 @@ class TrunkNode:
             peak_rss_bytes=peak_rss_bytes(),
             sessions_peak=peaks.sessions,
             kv_positions_peak=peaks.kv_reserved,
-            **parts.meter.rates(_now()),
+            **parts.meters[broker].rates(_now()),
         )
 
 
@@ -325,7 +327,8 @@ class _Parts:
     background: Background
     # With each of the brokers.
     memberships: Mapping[bytes, Membership]
-    meter: Meter
+    # For each of them its own: what one was told, the other was not.
+    meters: Mapping[bytes, Meter]
     training: TrunkTraining | None
 
     @property

@@ -28,7 +28,7 @@ def _keep_trying(_: RemoteError) -> None:
 class Wires:
     """`on_frame` is called with each frame, where it came from and whose it is.
 
-    `broker_of` says by which broker a session's client speaks.
+    `broker_of` says by which broker a session's client speaks; None, of one that is not held.
 
     What the broker passes on is as good as anybody's: it has seen to whose it is. With `seals`,
     frames come opened, and what is sent is sealed. The sockets are of `context`, or of contexts of
@@ -40,7 +40,7 @@ class Wires:
         self,
         settings: Settings,
         on_frame: Callable[[Frame, bytes, Identity], None],
-        broker_of: Callable[[bytes], bytes],
+        broker_of: Callable[[bytes], bytes | None],
         seals: NodeSeals | None = None,
         context: Context | None = None,
     ) -> None:
@@ -119,8 +119,10 @@ class Wires:
             self._transmit(Frame.error(error, frame.envelope).parts(), origin)
             return
         self._on_frame(opened, origin, who)
-        if origin in self._links and frame.envelope.kind is Kind.CLOSE:
-            self._seals.forget(frame.envelope.session)
+        session = frame.envelope.session
+        closes = origin in self._links and frame.envelope.kind is Kind.CLOSE
+        if closes and self._broker_of(session) is None:
+            self._seals.forget(session)
 
     def send(self, parts: Parts, to: bytes = BROKER) -> None:
         """Queue a frame for a broker, by default the first, or for a client."""
@@ -138,4 +140,4 @@ class Wires:
         """A result that its client's own connection did not take goes by way of its broker."""
         envelope = Envelope.decode(parts[0])
         if envelope.kind is Kind.RESULT:
-            self._transmit(parts, self._broker_of(envelope.session))
+            self._transmit(parts, self._broker_of(envelope.session) or BROKER)

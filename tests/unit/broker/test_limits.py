@@ -9,6 +9,9 @@ from broker.limits import NO_LIMITS, Held, Limits, Meters, check_room
 from broker.messages import Side
 from broker.state import BrokerTerms
 from fedsea_mq.errors import Busy, LimitExceeded, SessionLost
+from fedsea_mq.protocol.envelope import Kind
+from fedsea_mq.protocol.frames import Frame
+from fedsea_mq.protocol.messages import Nothing
 from tests.unit.broker.placing import S1, S2, S3, TERMS, Placing, offer, read, refused
 
 A, ANNA, BERT = b"node-a", b"anna", b"bert"
@@ -115,3 +118,14 @@ class TestInTheBroker:
         broker.now += 1.0
         assert broker.extend(ANNA, S1).side is Side.NODES
         assert broker.close(ANNA, S1)[0].side is Side.NODES
+
+    def test_a_close_that_ends_nothing_or_brings_more_is_metered_as_all_else(self) -> None:
+        broker = placing(Limits(bytes_per_s=1000))
+        broker.opened(ANNA, S1)
+        for session in (S1, S2):
+            large = Frame.build(Kind.CLOSE, Nothing(), session=session, payload=[bytes(5000)])
+            broker.client_says(ANNA, large)
+            (told,) = broker.client_says(ANNA, large)
+            refused(told, Busy)
+            broker.now += 10.0
+            broker.heartbeat(A)

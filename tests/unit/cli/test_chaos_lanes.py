@@ -10,9 +10,10 @@ from fedsea_mq.cli.chaos.live.lanes import Lane, Ledger, requests
 class Talk:
     """One lane, and a client that says what the test has it say."""
 
-    def __init__(self) -> None:
+    def __init__(self, new_tokens: int = 0) -> None:
         self.ledger = Ledger()
-        self.lane = Lane("lane0", {"tokens": [1]}, self.ledger)
+        request = {"tokens": [1], "sampling": {"max_new_tokens": new_tokens, "ignore_eos": True}}
+        self.lane = Lane("lane0", request, self.ledger)
         self.now = 10.0
 
     def generation(self, *tokens: int, done: bool = True, every_s: float = 0.1) -> None:
@@ -51,6 +52,40 @@ def test_tokens_that_never_came_are_lost() -> None:
     asked = talk.lane.begin()
     talk.lane.hear({"id": asked["id"], "done": {"tokens": [5, 6, 7]}}, talk.now)
     assert talk.ledger.lost_tokens == 5
+
+
+def test_an_answer_that_is_not_what_was_told_is_wrong() -> None:
+    talk = Talk()
+    talk.generation(5, 6, 7)
+    asked = talk.lane.begin()
+    for token in (5, 6, 7):
+        talk.lane.hear({"id": asked["id"], "token": token}, talk.now)
+    talk.lane.hear({"id": asked["id"], "done": {"tokens": [5, 9]}}, talk.now)
+    assert (talk.ledger.wrong_tokens, talk.ledger.lost_tokens) == (1, 1)
+
+
+def test_the_undisturbed_generation_is_held_to_what_was_asked_for() -> None:
+    """One that always loses its last token would else be none the worse for it."""
+    talk = Talk(new_tokens=4)
+    talk.generation(5, 6, 7)
+    assert talk.ledger.lost_tokens == 1
+    talk.generation(5, 6, 7)
+    assert talk.ledger.lost_tokens == 2
+    talk = Talk(new_tokens=3)
+    asked = talk.lane.begin()
+    for token in (5, 6):
+        talk.lane.hear({"id": asked["id"], "token": token}, talk.now)
+    talk.lane.hear({"id": asked["id"], "done": {"tokens": [5, 6, 7]}}, talk.now)
+    assert talk.ledger.lost_tokens == 1
+
+
+def test_the_undisturbed_generation_tells_what_it_answers_with() -> None:
+    talk = Talk()
+    asked = talk.lane.begin()
+    for token in (5, 9, 7):
+        talk.lane.hear({"id": asked["id"], "token": token}, talk.now)
+    talk.lane.hear({"id": asked["id"], "done": {"tokens": [5, 6, 7]}}, talk.now)
+    assert talk.ledger.wrong_tokens == 1
 
 
 def test_a_generation_goes_with_its_client_and_late_lines_of_it_are_nobodys() -> None:

@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import Any
 
@@ -345,6 +346,22 @@ async def test_a_step_that_does_not_come_back_is_told_and_not_waited_for(blocks:
         assert stuck
         running.cancel()
     blocks.open.set()  # so that the thread ends
+
+
+async def test_leaving_does_not_wait_for_a_step_that_is_only_then_found_stuck(
+    blocks: Blocks,
+) -> None:
+    """A node that is told to stop looks no more by itself, and would wait for ever."""
+    try:
+        batcher = Batcher(ThreadPoolExecutor(1), StepLimits(8), patience_s=0.2)
+        await batcher.__aenter__()
+        running = await first_step_runs(blocks, batcher)
+        with pytest.raises(StepStuck):
+            await asyncio.wait_for(batcher.__aexit__(None, None, None), 20)
+        assert batcher.is_stuck
+        running.cancel()
+    finally:
+        blocks.open.set()  # so that the thread ends
 
 
 async def test_a_thread_that_only_has_nothing_to_do_is_not_stuck(blocks: Blocks) -> None:

@@ -150,4 +150,4 @@ def test_what_comes_by_one_of_two_brokers_is_answered_by_it() -> None:
     work = begun(trunk.sessions.receive(extend(1), 1.0, DOOR))
     assert trunk.sessions.broker_of(ANNA) == BROKER
     told = [action for action in trunk.sessions.expire(1e6) if isinstance(action, Reply)]
-    assert [reply.to for reply in told] == [BROKER]
+    assert [reply.to for reply in told] == [second, BROKER]  # the second only frees its room

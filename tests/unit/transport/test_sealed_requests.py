@@ -159,7 +159,7 @@ async def test_a_closed_session_is_told_in_clear_and_forgotten() -> None:
     line = Line()
     await line.open()
     line.requests.close(ANNA)
-    assert line.sent == [Frame.build(Kind.CLOSE, Nothing(), session=ANNA).parts()]
+    assert line.sent == [Frame.build(Kind.CLOSE, Nothing(), session=ANNA, seq=2).parts()]
     assert len(line.seals) == len(line.trunk.seals) == len(line.trunk.sessions) == 0
 
 

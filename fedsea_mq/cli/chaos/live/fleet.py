@@ -9,7 +9,7 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Final, Self
+from typing import Self
 
 from fedsea_mq.cli.chaos.live.cable import Cable
 from fedsea_mq.cli.processes import Child, LocalSystem
@@ -18,7 +18,6 @@ from fedsea_mq.serving.background import Background
 from fedsea_mq.settings import Settings
 
 Serve = Callable[[Child], Awaitable[None]]
-_KILLED: Final = -signal.SIGKILL
 
 
 class Member:
@@ -32,11 +31,14 @@ class Member:
         self._start = start
         self._serve = serve
         self._child: Child | None = None
+        # What the process that runs now was sent, and so may end by.
+        self._sent: set[signal.Signals] = set()
 
     async def run(self) -> None:
         """Start it, again and again."""
         while True:
             self._child = await self._start()
+            self._sent.clear()
             try:
                 if not self._child.ready:
                     await self._child.wait_ready()
@@ -44,15 +46,15 @@ class Member:
                 await self._serve(self._child)
                 await self._note_end(self._child)
             except ProcessFailed as error:
-                # It may have been killed before it was ready.
-                if self._child.process.returncode != _KILLED:
+                if signal.SIGKILL not in self._sent:  # before it was ready
                     self.unclean_ends.append(str(error))
             finally:
                 self.is_ready.clear()
 
     async def _note_end(self, child: Child) -> None:
         status = await child.process.wait()
-        if status not in (0, _KILLED):
+        ends = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 0}
+        if status not in {ends[sent] for sent in self._sent if sent in ends}:
             self.unclean_ends.append(f"{self.name} ended with {status}: {child.log_tail()}")
 
     @property
@@ -65,6 +67,7 @@ class Member:
         """Send a signal to the process that runs now."""
         assert self._child is not None
         if self._child.running:
+            self._sent.add(number)
             self._child.process.send_signal(number)
 
     async def ended(self) -> int:

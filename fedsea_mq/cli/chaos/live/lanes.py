@@ -36,6 +36,9 @@ class Lane:
         self.name = name
         self._request = request
         self._ledger = ledger
+        sampling = request.get("sampling", {})
+        # How many tokens it must be, where nothing may end it sooner.
+        self._asked_for = int(sampling["max_new_tokens"]) if sampling.get("ignore_eos") else 0
         self._expected: list[int] | None = None
         self._tokens: list[int] = []
         self._number = 0
@@ -91,8 +94,13 @@ class Lane:
         self._ledger.generations += 1
         if self._expected is None:
             self._expected = list(tokens)
+        # What was told and what it is said to have been are one and the same.
+        self._ledger.wrong_tokens += sum(
+            told != said for told, said in zip(self._tokens, tokens, strict=False)
+        )
         told = min(len(self._tokens), len(tokens))
-        self._ledger.lost_tokens += max(0, len(self._expected) - told)
+        due = max(len(self._expected), self._asked_for)
+        self._ledger.lost_tokens += max(0, due - told)
 
     def watch_from(self, since: float) -> None:
         """Forget when tokens came before that."""
