@@ -31,11 +31,14 @@ class Membership:
         offer: Callable[[], Register],
         load: Callable[[], Load],
         on_silence: Callable[[], None] = _bear_it,
+        broker: str = "the broker",
     ) -> None:
         self._send = send
         self._offer = offer
         self._load = load
         self._on_silence = on_silence
+        # Which one, for the log.
+        self._broker = broker
         self._terms: Registered | None = None
         self._heard = asyncio.Event()
         self.registered = asyncio.Event()
@@ -46,7 +49,7 @@ class Membership:
             case Kind.REGISTERED:
                 self._terms = frame.body(Registered)
                 self.registered.set()
-                _log.info("registered with the broker")
+                _log.info("registered", broker=self._broker)
             case Kind.HEARTBEAT:
                 self._heard.set()
             case Kind.ERROR:
@@ -57,7 +60,7 @@ class Membership:
     def _refused(self, refusal: Exception | None) -> None:
         if isinstance(refusal, NodeUnknown):
             self.registered.clear()
-        _log.warning("refused by the broker", reason=str(refusal))
+        _log.warning("refused by the broker", broker=self._broker, reason=str(refusal))
 
     async def run(self) -> None:
         """Register, then send heartbeats; start over when the broker forgot us or fell silent."""
@@ -79,7 +82,7 @@ class Membership:
             await asyncio.sleep(self._terms.heartbeat_ms / 1000)
             silent_ms = 0 if self._heard.is_set() else silent_ms + self._terms.heartbeat_ms
             if silent_ms >= self._terms.timeout_ms:
-                _log.warning("the broker is silent", silent_ms=silent_ms)
+                _log.warning("the broker is silent", broker=self._broker, silent_ms=silent_ms)
                 self.registered.clear()
                 self._on_silence()
 

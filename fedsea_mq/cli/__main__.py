@@ -217,7 +217,7 @@ def pretrain(
 
 @app.command()
 def soak(
-    minutes: Annotated[float, typer.Option(min=0.5, help="How long.")] = 60.0,
+    minutes: Annotated[float, typer.Option(min=1.0, help="How long, warm-up and all.")] = 60.0,
     load: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of what the system takes.")
     ] = 0.8,
@@ -240,6 +240,7 @@ def soak(
         rows = [(name, *one.values()) for name, one in told["processes"].items()]
         columns = ("process", "MB, warm", "MB, end", "growth", "files, warm", "files, end")
         print_table(f"{minutes:g} min at {told['rate_rps']} requests/s", columns, rows)
+        console.print(soaked.verdict, soft_wrap=True)
     sys.exit(0 if soaked.is_flat else 1)
 
 
@@ -480,11 +481,15 @@ def health(
 ) -> None:
     """Exit 0 if the broker answers and enough trunk nodes take sessions, else 1 and say why.
 
-    `--trunks 0` asks whether the broker lives, with `--node` whether a node does.
+    `--trunks 0` asks whether the broker lives, with `--node` whether a node does. A broker that
+    does not answer is waited for 5 s.
     """
     from fedsea_mq.cli.health import health as run
+    from fedsea_mq.entry import configure_logging
 
-    console.print(_run(run(_quiet(config, set_), trunks, node)))
+    settings = Settings.load(config, set_ or [], ["log.level=error"])
+    configure_logging(settings.log)
+    console.print(_run(run(settings, trunks, node)), soft_wrap=True)
 
 
 def _numbers(text: str) -> list[float]:

@@ -23,6 +23,8 @@ _WARMUP_S: Final = 10.0
 # at the end.
 _WARM: Final = 0.15
 _COMPARED: Final = 0.1
+# In less, buffers and caches of the processes are still filling; minutes.
+_LONG: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,17 @@ class Soaked:
         met = self.run.tally.errors + self.run.tally.errors_outside
         return not met and all(one.is_flat for one in self.held.values())
 
+    @property
+    def verdict(self) -> str:
+        """What came of it, in a sentence."""
+        grown = [name for name, one in self.held.items() if not one.is_flat]
+        met = self.run.tally.errors + self.run.tally.errors_outside
+        said = [f"grown: {', '.join(grown)}"] if grown else []
+        said += [f"{count} {name}" for name, count in met.items()]
+        if grown and self.minutes < _LONG:
+            said.append(f"under {_LONG:g} minutes, that may be the warm-up")
+        return "; ".join(said) or "no process grew, and no request failed"
+
     def as_json(self) -> dict[str, Any]:
         """The report."""
         report = self.run.report
@@ -77,6 +90,7 @@ class Soaked:
             "trunk_busy": report["trunk_busy"],
             "processes": {name: one.as_json() for name, one in self.held.items()},
             "flat": self.is_flat,
+            "verdict": self.verdict,
         }
 
 

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from fedsea_mq.errors import ConfigError, KeyFileError, KeyUntrusted
 from fedsea_mq.protocol.bounded import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Role
 from fedsea_mq.security.identity import Party
-from fedsea_mq.security.keys import SecretKey, read_secret
+from fedsea_mq.security.keys import PublicKey, SecretKey, read_secret
 from fedsea_mq.security.settings import SecuritySection
 from fedsea_mq.security.trust import TrustFolder
 
@@ -109,7 +109,8 @@ class TrustedKeys:
         is_pinned = public in self.pinned.get(role, ())
         if not is_pinned and not self._is_signed(role, public, signature):
             raise KeyUntrusted(
-                f"the {role.value}'s key {public.hex()[:12]} is neither pinned nor signed for one"
+                f"the {role.value}'s key {PublicKey(public)} is neither in security.trust as one "
+                "nor signed as one by the operator"
             )
 
     def _is_signed(self, role: Role, public: bytes, signature: bytes) -> bool:

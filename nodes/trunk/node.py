@@ -176,6 +176,7 @@ class TrunkNode:
             partial(self._offer, broker),
             partial(self._load_now, broker),
             partial(self._broker_is_silent, broker),
+            wires.broker_at(broker),
         )
 
     def _broker_is_silent(self, broker: bytes) -> None:

@@ -50,6 +50,7 @@ class Wires:
         broker, direct = settings.broker, settings.trunk.direct
         max_part_bytes = broker.max_part_mb << 20
         self._keyring = Keyring.load(settings.security)
+        self._endpoints = broker.all_for_nodes
         self._links = {
             of_broker(number): PeerLink(
                 endpoint,
@@ -59,7 +60,7 @@ class Wires:
                 on_refused=_keep_trying,
                 context=context,
             )
-            for number, endpoint in enumerate(broker.all_for_nodes)
+            for number, endpoint in enumerate(self._endpoints)
         }
         self._listener: DirectListener | None = None
         if direct is not None:
@@ -105,6 +106,10 @@ class Wires:
     def brokers(self) -> list[bytes]:
         """Where the frames of each broker come from, the first first."""
         return list(self._links)
+
+    def broker_at(self, broker: bytes) -> str:
+        """The endpoint of one of them."""
+        return self._endpoints[self.brokers.index(broker)]
 
     def _receive_directly(self, frame: Frame, peer: bytes, who: Identity) -> None:
         self._receive(frame, DIRECT + peer, who)

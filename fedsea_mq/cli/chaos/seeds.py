@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -24,9 +25,14 @@ def simulate_all(seeds: Sequence[int], jobs: int) -> Iterator[Outcome]:
             yield from _simulate_some(chunk)
         return
     spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawned) as pool:
+    # Ctrl-C is for the command, which then lets go of what its processes have not begun.
+    quiet = (signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(jobs, spawned, initializer=signal.signal, initargs=quiet)
+    try:
         for outcomes in pool.map(_simulate_some, chunks):
             yield from outcomes
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _simulate_some(seeds: Sequence[int]) -> list[Outcome]:
