@@ -19,6 +19,7 @@ from fedsea_mq.protocol.messages import Accept, Open, SealedAccept, encode_body
 from fedsea_mq.protocol.payload import WireDtype
 from fedsea_mq.protocol.training_messages import Enlist
 from fedsea_mq.security.handshake import Answer, Asked, Offer
+from fedsea_mq.security.keys import PublicKey
 from fedsea_mq.security.seal_keys import NodeKey, TrustedKeys, sign_node_key
 from fedsea_mq.security.sealing import Seal
 from tests.unit.security.sealed import drawn
