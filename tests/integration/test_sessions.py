@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame
-from fedsea_mq.protocol.messages import Open
+from fedsea_mq.protocol.messages import Nothing, Open
 from fedsea_mq.protocol.payload import WireDtype
+from fedsea_mq.serving.trunk_sessions import BROKER
 from fedsea_mq.transport.link import PeerLink
 from nodes import TrunkNode
 from nodes.client.session import ClientSession
@@ -90,7 +91,7 @@ async def test_a_session_is_opened_elsewhere_where_its_node_was_gone_and_nobody_
     async with running(tiny_llama) as system:
         # A node with more room than any, that leaves without a word.
         (real,) = system.trunks
-        offer = real._offer()
+        offer = real._offer(BROKER)
         room = replace(offer.load, kv_positions_free=1 << 40, kv_positions_total=1 << 40)
         answers: list[Frame] = []
         link = PeerLink(system.broker.nodes, answers.append, max_part_bytes=1 << 20)
@@ -108,12 +109,14 @@ async def test_a_session_that_its_node_holds_empty_is_brought_up_to_date(tiny_ll
         await session.advance(TOKENS[:100], as_they_are)
         # It was let go of, and a late copy of OPEN opened it again under its id.
         (node,) = system.trunks
-        node._act(node._running.sessions._close(session._id))
+        now = asyncio.get_running_loop().time()
+        over = Frame.build(Kind.CLOSE, Nothing(), session=session._id)
+        node._act(node._running.sessions.receive(over, now))
         opening = Open(
             fingerprint=system.client.model.fingerprint, max_positions=MOST, dtype=WireDtype.FP32
         )
         again = Frame.build(Kind.OPEN, opening, session=session._id)
-        node._act(node._running.sessions.receive(again, asyncio.get_running_loop().time()))
+        node._act(node._running.sessions.receive(again, now))
         came = await session.advance(TOKENS[100:], as_they_are)
         assert session.recoveries == 1
         # The empty one does not wait for its lease.
