@@ -86,17 +86,26 @@ def write_pair(folder: Path, name: str) -> PublicKey:
         KeyFileError: one of them is there already, or cannot be written.
     """
     secret = SecretKey.generate()
-    public, private = folder / f"{name}.pub", folder / f"{name}.key"
+    write_pair_of_lines(folder, name, _line(_SECRET, secret.raw), public_line(secret.public))
+    return secret.public
+
+
+def write_pair_of_lines(folder: Path, name: str, secret: str, public: str) -> None:
+    """Write `name.key`, with mode 0600, and `name.pub`; as `write_pair`, of any kind of key.
+
+    Raises:
+        KeyFileError: one of them is there already, or cannot be written.
+    """
+    files = folder / f"{name}.pub", folder / f"{name}.key"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for file in (public, private):
+        for file in files:
             if file.exists():
                 raise KeyFileError(f"{file} is there already, and is not overwritten")
-        write_new(private, _line(_SECRET, secret.raw), 0o600)
-        write_new(public, public_line(secret.public), 0o644)
+        _write_new(files[1], secret, 0o600)
+        _write_new(files[0], public, 0o644)
     except OSError as error:
         raise KeyFileError(f"{folder}: cannot write keys: {error.strerror}") from error
-    return secret.public
 
 
 def public_line(key: PublicKey) -> str:
@@ -122,8 +131,7 @@ def _line(kind: str, raw: bytes) -> str:
     return f"{kind}:{base64.b64encode(raw).decode()}\n"
 
 
-def write_new(file: Path, text: str, mode: int) -> None:
-    """Write a file that is not there yet, with this mode from the first. Raises `OSError`."""
+def _write_new(file: Path, text: str, mode: int) -> None:
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, "w") as opened:
         opened.write(text)

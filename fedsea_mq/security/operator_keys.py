@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedsea_mq.errors import KeyFileError
 from fedsea_mq.protocol.bounded import Role
-from fedsea_mq.security.keys import read_public, read_secret_line, write_new
+from fedsea_mq.security.keys import read_public, read_secret_line, write_pair_of_lines
 from fedsea_mq.security.seal_keys import OPERATOR, SIGNATURE, line_of, sign_node_key, write_line
 
 _SECRET: Final = "fedsea-operator-secret"  # noqa: S105 - what the file says that it is
@@ -26,16 +26,9 @@ def write_operator_pair(folder: Path, name: str) -> None:
         KeyFileError: one of the files is there already, or cannot be written.
     """
     secret = Ed25519PrivateKey.generate()
-    private, public = folder / f"{name}.key", folder / f"{name}.pub"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for file in (public, private):
-            if file.exists():
-                raise KeyFileError(f"{file} is there already, and is not overwritten")
-        write_new(private, line_of(_SECRET, secret.private_bytes_raw()), 0o600)
-        write_new(public, line_of(OPERATOR, secret.public_key().public_bytes_raw()), 0o644)
-    except OSError as error:
-        raise KeyFileError(f"{folder}: cannot write keys: {error.strerror}") from error
+    public = secret.public_key().public_bytes_raw()
+    private = line_of(_SECRET, secret.private_bytes_raw())
+    write_pair_of_lines(folder, name, private, line_of(OPERATOR, public))
 
 
 def sign_file(operator: Path, role: Role, node: Path) -> Path:

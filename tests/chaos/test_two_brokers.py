@@ -63,6 +63,22 @@ async def both_know(brokers: Pair) -> None:
                 await asyncio.sleep(0.05)
 
 
+async def disturbed(
+    brokers: Pair, client: ClientNode, how: signal.Signals
+) -> tuple[list[int], list[int]]:
+    """The tokens of a generation, and of the same when the first broker fails in the middle."""
+    await both_know(brokers)
+    undisturbed, _ = await generate(client)
+    pause = Pause(at=20)
+    running = asyncio.create_task(generate(client, pause))
+    await pause.reached.wait()
+    brokers.first.process.send_signal(how)
+    pause.over.set()
+    async with asyncio.timeout(20):
+        tokens, _ = await running
+    return undisturbed, tokens
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
 async def test_a_generation_goes_on_by_the_other_broker(
     tiny_llama: Path, tmp_path: Path, how: signal.Signals
@@ -72,15 +88,7 @@ async def test_a_generation_goes_on_by_the_other_broker(
         TrunkNode(brokers.settings) as trunk,
         ClientNode(brokers.settings) as client,
     ):
-        await both_know(brokers)
-        undisturbed, _ = await generate(client)
-        pause = Pause(at=20)
-        running = asyncio.create_task(generate(client, pause))
-        await pause.reached.wait()
-        brokers.first.process.send_signal(how)
-        pause.over.set()
-        async with asyncio.timeout(20):
-            tokens, _ = await running
+        undisturbed, tokens = await disturbed(brokers, client, how)
         assert tokens == undisturbed
         again, recoveries = await generate(client)  # by the other from the beginning
         assert (again, recoveries) == (undisturbed, 0)
@@ -97,15 +105,7 @@ async def test_a_broker_that_comes_back_has_nothing_left_of_what_went_on_without
         TrunkNode(brokers.settings) as trunk,
         ClientNode(brokers.settings) as client,
     ):
-        await both_know(brokers)
-        undisturbed, _ = await generate(client)
-        pause = Pause(at=20)
-        running = asyncio.create_task(generate(client, pause))
-        await pause.reached.wait()
-        brokers.first.process.send_signal(signal.SIGSTOP)
-        pause.over.set()
-        async with asyncio.timeout(20):
-            tokens, _ = await running
+        undisturbed, tokens = await disturbed(brokers, client, signal.SIGSTOP)
         brokers.first.process.send_signal(signal.SIGCONT)
         assert tokens == undisturbed
         async with asyncio.timeout(10):
