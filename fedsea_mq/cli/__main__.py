@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from fedsea_mq import __version__
 from fedsea_mq.cli import options
 from fedsea_mq.cli.adapters import adapters
+from fedsea_mq.cli.audit.command import audit
 from fedsea_mq.cli.bench.command import bench
 from fedsea_mq.cli.chaos.command import chaos
 from fedsea_mq.cli.keys import keygen, trust
@@ -34,6 +35,7 @@ app.add_typer(bench, name="bench")
 app.add_typer(adapters, name="adapters")
 app.add_typer(trust, name="trust")
 app.command()(keygen)
+app.command()(audit)
 app.command()(chaos)
 Count = Annotated[int, typer.Option("--n", min=1, help="Examples of a task.")]
 

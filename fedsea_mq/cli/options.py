@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
+
+from fedsea_mq.errors import ConfigError
+
+T = TypeVar("T")
 
 Config = Annotated[
     Path | None, typer.Option("--config", help="YAML file with settings; see configs/.")
@@ -25,3 +30,19 @@ Adapter = Annotated[
     str | None, typer.Option(metavar="NAME", help="One of client.adapters, for all that is asked.")
 ]
 Stop = Annotated[list[str] | None, typer.Option(help="Stop string; may be repeated.")]
+
+
+def each(listed: str, read: Callable[[str], T]) -> list[T]:
+    """What a comma-separated list says. Raises `ConfigError`."""
+    try:
+        return [read(one) for one in listed.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"{listed!r}: expected a comma-separated list as the help shows"
+        ) from None
+
+
+def as_cut(text: str) -> tuple[int, int]:
+    """`1+2` as head and tail blocks. Raises `ValueError`."""
+    head, tail = (int(blocks) for blocks in text.split("+"))
+    return head, tail

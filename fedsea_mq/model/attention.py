@@ -17,6 +17,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from fedsea_mq.model.candidate_attention import CandidateLayout
 from fedsea_mq.model.decode_attention import DecodeRows, decode_attention, readable
 from fedsea_mq.model.kv_cache import KVCache, KVShape
 from fedsea_mq.model.packed_attention import PackedLayout
@@ -105,14 +106,15 @@ def span_attention(
     attention_mask: torch.Tensor | None,
     *,
     scaling: float,
-    layout: StepLayout | PackedLayout,
+    layout: StepLayout | PackedLayout | CandidateLayout,
     sliding_window: int | None = None,
     dropout: float = 0.0,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """Write the new keys and values to each span's cache and attend over it.
 
-    A `PackedLayout` has no caches: its sequences attend to themselves, as in training.
+    A `PackedLayout` has no caches: its sequences attend to themselves, as in training. A
+    `CandidateLayout` has one, and only reads it.
 
     `query` is `[1, heads, total, head_dim]`, `total` the positions of all spans; `key` and `value`
     are `[1, kv_heads, total, head_dim]`, already rotated; `layout` says whose the positions are.
@@ -122,6 +124,9 @@ def span_attention(
         attend = partial(layout.attend, scaling=scaling, window=sliding_window, dropout=dropout)
         return attend(query, key, value), None
     block = int(module.layer_idx)  # type: ignore[arg-type]  # every attention module has one
+    if isinstance(layout, CandidateLayout):
+        attend = partial(layout.attend, block=block, scaling=scaling, window=sliding_window)
+        return attend(query, key, value), None
     by_row = [states[0].transpose(0, 1) for states in (query, key, value)]
     decode = partial(decode_attention, block=block, scaling=scaling, window=sliding_window)
     if layout.short is not None and layout.short_rows is None:

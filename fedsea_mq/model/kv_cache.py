@@ -107,6 +107,12 @@ class KVCache:
             keys_and_values = keys_and_values.float().mul_(self._scales[at])
         return keys_and_values[0], keys_and_values[1]
 
+    def copy_from(self, other: KVCache, stop: int) -> None:
+        """Hold what `other`, of the same shape, holds of the positions before `stop`."""
+        self._rows[..., :stop, :].copy_(other._rows[..., :stop, :])
+        if self._scales is not None and other._scales is not None:
+            self._scales[..., :stop, :].copy_(other._scales[..., :stop, :])
+
 
 def _mapped(sizes: tuple[int, ...]) -> torch.Tensor:
     """Bytes of its own from the system, which has them back when the session ends.

@@ -21,11 +21,13 @@ from fedsea_mq.model.attention import (
     StepLayout,
     compiled_attention,
 )
+from fedsea_mq.model.candidate_attention import CandidateLayout
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.grouped_lora import GroupedLora, Segment
 from fedsea_mq.model.int8_linear import Int8Linear
 from fedsea_mq.model.kv_cache import KVCache, KVShape
 from fedsea_mq.model.numerics import Numerics
+from fedsea_mq.model.packed_attention import PackedLayout
 from fedsea_mq.model.packed_linear import PackedLinear
 from fedsea_mq.model.partition import LM_HEAD, Cut, Part, part_of
 
@@ -60,15 +62,45 @@ class BlockRun(nn.Module):
         packed = hidden[None]
         rotation = self.rotary(packed, positions)
         layout = StepLayout.of(spans, compiled=self._compiled)
-        with self._told(spans):
+        with self._told([Segment(span.adapter, span.count) for span in spans]):
             for layer in self.layers:
                 packed = layer(packed, position_embeddings=rotation, layout=layout)
         return packed[0]
 
-    def _told(self, spans: Sequence[Span]) -> AbstractContextManager[None]:
-        if self.adapters is None:
-            return nullcontext()
-        return self.adapters.told([Segment(span.adapter, span.count) for span in spans])
+    def sequences(
+        self, hidden: torch.Tensor, layout: PackedLayout, adapter: str | None = None
+    ) -> torch.Tensor:
+        """Run whole sequences `[total, hidden]` without caches; differentiable."""
+        if not self.layers:
+            return hidden
+        positions = torch.cat([torch.arange(length) for length in layout.lengths])
+        packed = hidden[None]
+        rotation = self.rotary(packed, positions.to(hidden.device)[None])
+        with self._told([Segment(adapter, length) for length in layout.lengths]):
+            for layer in self.layers:
+                packed = layer(packed, position_embeddings=rotation, layout=layout)
+        return packed[0]
+
+    def alternatives(
+        self, hidden: torch.Tensor, cache: KVCache, start: int, adapter: str | None = None
+    ) -> torch.Tensor:
+        """Run `[rows, hidden]`, each row an alternative for position `start`.
+
+        Each sees what `cache` holds of the positions before, and itself. Nothing is written.
+        """
+        if not self.layers:
+            return hidden
+        packed = hidden[None]
+        positions = torch.full((1, hidden.shape[0]), start, device=hidden.device)
+        rotation = self.rotary(packed, positions)
+        layout = CandidateLayout(cache, start)
+        with self._told([Segment(adapter, hidden.shape[0])]):
+            for layer in self.layers:
+                packed = layer(packed, position_embeddings=rotation, layout=layout)
+        return packed[0]
+
+    def _told(self, segments: Sequence[Segment]) -> AbstractContextManager[None]:
+        return nullcontext() if self.adapters is None else self.adapters.told(segments)
 
 
 class Head(nn.Module):

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
 import typer
 
 from fedsea_mq.cli import options
 from fedsea_mq.cli.output import console, print_json, print_table
-from fedsea_mq.errors import ConfigError
-
-T = TypeVar("T")
 
 # Spelt out: to import the comparisons takes seconds, which the help of every command would.
 _NAMES: Final = (
@@ -140,7 +136,10 @@ def train_results(
     from fedsea_mq.cli.bench.train_results import train_results as run
     from fedsea_mq.settings import Settings
 
-    grid = Grid(_each(cuts, _cut), range(seeds), _each(scales, float), _each(alone, float), count)
+    each = options.each
+    grid = Grid(
+        each(cuts, options.as_cut), range(seeds), each(scales, float), each(alone, float), count
+    )
     settings = Settings.load(config, set_ or [], ["log.level=warning"])
     file = None if out is None else out / "results.jsonl"
     rows = asyncio.run(run(settings, grid, KeptScores(file, settings, count)))
@@ -154,20 +153,6 @@ def train_results(
         print_json(rows)
     else:
         console.print("\n".join(markdown_rows(rows)), soft_wrap=True)
-
-
-def _each(listed: str, read: Callable[[str], T]) -> list[T]:
-    try:
-        return [read(one) for one in listed.split(",")]
-    except ValueError:
-        raise ConfigError(
-            f"{listed!r}: expected a comma-separated list as the help shows"
-        ) from None
-
-
-def _cut(text: str) -> tuple[int, int]:
-    head, tail = (int(blocks) for blocks in text.split("+"))
-    return head, tail
 
 
 def _rows(ratios: dict[str, Any]) -> list[tuple[str, ...]]:

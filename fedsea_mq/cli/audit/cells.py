@@ -1,0 +1,149 @@
+"""One setting of noise at one cut: captured live, attacked in every way, and scored."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any, Final
+
+from fedsea_mq.cli.audit.live import Captured, LiveSystem
+from fedsea_mq.cli.audit.victims import Victim
+from fedsea_mq.cli.score import Asked, score
+from fedsea_mq.privacy.attacks.attack import Attack, Knowledge, Known, Seen
+from fedsea_mq.privacy.attacks.averaging import averaged
+from fedsea_mq.privacy.attacks.decoder import LearnedDecoder
+from fedsea_mq.privacy.attacks.inversion import SoftInversion
+from fedsea_mq.privacy.attacks.nearest import NearestNeighbour
+from fedsea_mq.privacy.attacks.output_side import PublicTail
+from fedsea_mq.privacy.attacks.public_model import PublicModel
+from fedsea_mq.privacy.attacks.vocabulary import BeamMatching, VocabularyMatching
+from fedsea_mq.privacy.recovery import Guessed, Judge
+from fedsea_mq.settings import Settings
+
+ATTACKS: Final[tuple[type[Attack], ...]] = (
+    NearestNeighbour,
+    VocabularyMatching,
+    BeamMatching,
+    SoftInversion,
+    LearnedDecoder,
+    PublicTail,
+)
+_ANSWER_TOKENS: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What the client does to its states: `noise` is the section of the settings."""
+
+    defence: str
+    noise: dict[str, Any]
+    client: dict[str, Any] = field(default_factory=dict)
+
+    def of(self, settings: Settings) -> Settings:
+        """The settings with this noise."""
+        return settings.replace(noise=self.noise, client=self.client)
+
+
+@dataclass(frozen=True, slots=True)
+class Audience:
+    """Who is attacked, what like texts the attacker has, and what utility is measured on."""
+
+    victims: Sequence[Victim]
+    shadow: Sequence[Sequence[int]]
+    asked: Sequence[Asked]
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What was found, as rows of the report: one an attack."""
+
+    rows: list[dict[str, Any]]
+
+
+async def audit_cell(
+    system: LiveSystem, setting: Setting, model: PublicModel, audience: Audience
+) -> Cell:
+    """Capture, attack and score."""
+    settings = setting.of(system.settings)
+    captures = await system.capture(settings, audience.victims, _ANSWER_TOKENS)
+    again = [
+        await system.capture(settings, audience.victims, _ANSWER_TOKENS)
+        for _ in range(audience.restarts)
+    ]
+    (scored,) = await score(settings, [setting.noise], audience.asked, join=True)
+    system.engine.forget()
+    known = Known(model, scored.sigma, audience.shadow)
+    judge = Judge(model.checkpoint.tokenizer, audience.shadow)
+    utility = {
+        "utility": round(fmean(scored.scores.values()), 4),
+        "scores": {name: round(value, 4) for name, value in scored.scores.items()},
+    }
+    said = {
+        "defence": setting.defence,
+        "cut": scored.cut,
+        "sigma": round(scored.sigma, 6),
+        "sigma_over_head_rms": round(scored.sigma_over_head_rms, 4),
+        **utility,
+    }
+    found = await asyncio.to_thread(lambda: list(_attacked(known, judge, captures, again)))
+    return Cell([said | row for row in found])
+
+
+def _attacked(
+    known: Known,
+    judge: Judge,
+    captures: Sequence[Captured],
+    again: Sequence[Sequence[Captured]],
+) -> Iterator[dict[str, Any]]:
+    for make in ATTACKS:
+        attack = make()
+        attack.fit(known)
+        yield _row(attack.name, attack.knowledge, judge, _guesses(attack, captures))
+    if again:
+        yield from _averaging(known, judge, [captures, *again])
+
+
+def _averaging(
+    known: Known, judge: Judge, runs: Sequence[Sequence[Captured]]
+) -> Iterator[dict[str, Any]]:
+    """The same prompts from client nodes that were started anew: each with a key of its own."""
+    count = len(runs)
+    attack = BeamMatching()
+    attack.fit(Known(known.model, known.sigma / count**0.5, known.shadow))
+    means = [
+        Captured(averaged([_prompt_of(one.seen) for one in several]), first.tokens, first.secrets)
+        for first, several in zip(runs[0], zip(*runs, strict=True), strict=True)
+    ]
+    name = f"averaging over {count} starts of the client"
+    yield _row(name, Knowledge.SIGMA, judge, _guesses(attack, means))
+
+
+def _prompt_of(seen: Seen) -> Seen:
+    """Answers may differ from run to run."""
+    return Seen(seen.received[: seen.prompt], seen.outputs[: seen.prompt], seen.prompt)
+
+
+def _guesses(attack: Attack, captures: Sequence[Captured]) -> list[Guessed]:
+    return [
+        Guessed(
+            one.tokens[: len(one.seen.received)],
+            attack.recover(one.seen),
+            one.seen.prompt,
+            one.secrets,
+        )
+        for one in captures
+    ]
+
+
+def _row(
+    name: str, knowledge: Knowledge, judge: Judge, guesses: Sequence[Guessed]
+) -> dict[str, Any]:
+    return {
+        "attack": name,
+        "knowledge": knowledge.value,
+        **judge.judge(guesses).as_json(),
+        "random_baseline": round(judge.random_baseline(guesses), 4),
+    }

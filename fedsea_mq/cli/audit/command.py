@@ -1,0 +1,73 @@
+"""The command `fedsea audit`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedsea_mq.cli import options
+from fedsea_mq.cli.output import console, json_text, print_json, print_table, progress_bar
+from fedsea_mq.entry import configure_logging
+from fedsea_mq.settings import Settings
+
+
+def audit(
+    config: options.Config = None,
+    set_: options.Overrides = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One cut, two noises, few texts.")] = False,
+    sigma: Annotated[
+        str | None, typer.Option(help="Noise over the head output's RMS, as 0,0.5,1.")
+    ] = None,
+    cut: Annotated[str | None, typer.Option(help="Head and tail blocks, as 1+1,2+1.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Whose texts are attacked; may be repeated.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for report and plots; what it has is not found again."),
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Attack what a trunk really receives, and say what was recovered, beside what noise costs."""
+    from fedsea_mq.cli.audit.grid import FULL, QUICK
+    from fedsea_mq.cli.audit.report import COLUMNS, in_words, recommended, report, table
+
+    settings = Settings.load(config, set_ or [], ["log.level=warning"])
+    configure_logging(settings.log)
+    grid = QUICK if quick else FULL
+    if sigma is not None:
+        grid = replace(grid, scales=options.each(sigma, float))
+    if cut is not None:
+        grid = replace(grid, cuts=options.each(cut, options.as_cut))
+    if task:
+        grid = replace(grid, tasks=task)
+    rows = asyncio.run(_rows(settings, grid, out))
+    told = report(rows)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "report.json").write_text(json_text(told))
+    if as_json:
+        print_json(told)
+        return
+    print_table("what was recovered", COLUMNS, table(rows))
+    chosen = recommended(rows)
+    if chosen is not None:
+        console.print(in_words(chosen), markup=False)
+
+
+async def _rows(settings: Settings, grid: Any, out: Path | None) -> Sequence[dict[str, Any]]:
+    from fedsea_mq.cli.audit.grid import audit as run
+    from fedsea_mq.cli.audit.grid import cells_of
+
+    rows: list[dict[str, Any]] = []
+    with progress_bar() as progress:
+        task = progress.add_task("settings", total=cells_of(grid))
+        async for found in run(settings, grid, out):
+            rows += found
+            progress.advance(task)
+    return rows

@@ -1,0 +1,160 @@
+"""Which cuts and noises are audited, and the run over them, which goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from fedsea_mq.cli.audit.cells import Audience, Setting, audit_cell
+from fedsea_mq.cli.audit.live import live_system
+from fedsea_mq.cli.audit.victims import marked
+from fedsea_mq.cli.score import Asked
+from fedsea_mq.model.calibration import calibration_ids
+from fedsea_mq.model.checkpoint import Checkpoint
+from fedsea_mq.privacy.attacks.public_model import PublicModel
+from fedsea_mq.settings import Settings
+from fedsea_mq.tasks.registry import find
+from fedsea_mq.tasks.task import Split, Wanted
+
+# None of these worlds, or examples of a task's training split, is asked about.
+_SHADOW_SEED: Final = 7
+_VICTIM_SEED: Final = 1000
+_UTILITY_SEED: Final = 2000
+ISOTROPIC: Final = "isotropic noise"
+PAPER: Final = "isotropic noise, the paper's scale"
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Noise scales are relative to the head output's RMS; 0 is none.
+
+    `victims` texts are attacked, `shadow` texts are the attacker's own, `asked` units of each task
+    are scored; `restarts` are how often each text is sent again by a client node started anew.
+    """
+
+    cuts: Sequence[tuple[int, int]]
+    scales: Sequence[float]
+    victims: int
+    shadow: int
+    asked: int
+    restarts: int
+    tasks: Sequence[str]
+
+
+QUICK: Final = Grid(((1, 1),), (0.0, 0.5), 4, 48, 6, 3, ("embedded",))
+FULL: Final = Grid(
+    ((1, 1), (2, 1), (3, 1)), (0.0, 0.5, 1.0, 2.0, 4.0), 6, 160, 24, 3, ("embedded",)
+)
+
+
+def settings_at(settings: Settings, cut: tuple[int, int]) -> Settings:
+    """The settings with another cut."""
+    return settings.replace(model={"head_blocks": cut[0], "tail_blocks": cut[1]})
+
+
+def noises(grid: Grid, model: PublicModel) -> list[Setting]:
+    """What is tried at a cut."""
+    isotropic = [
+        Setting(ISOTROPIC, {"mode": "relative", "scale": scale} if scale else {"mode": "off"})
+        for scale in grid.scales
+    ]
+    paper = Setting(PAPER, {"mode": "mean_abs", "scale": _mean_abs(model)})
+    return [*isotropic, paper]
+
+
+def _mean_abs(model: PublicModel) -> float:
+    """The paper's default scale: as large as the head's output (s = 0.02 where mean |h| is)."""
+    return round(float(model.states(calibration_ids(model.checkpoint)).abs().mean()), 4)
+
+
+async def audit(
+    settings: Settings, grid: Grid, folder: Path | None
+) -> AsyncIterator[list[dict[str, Any]]]:
+    """The rows of one setting after another; what `folder` has of them is not found again."""
+    torch.set_num_threads(settings.model.threads)
+    for cut in grid.cuts:
+        at_cut = settings_at(settings, cut)
+        model = PublicModel.load(at_cut.model)
+        audience = _audience(grid, model.checkpoint)
+        kept = _Kept(folder, at_cut, grid)
+        waiting = []
+        for setting in noises(grid, model):
+            found = kept.find(setting)
+            if found is None:
+                waiting.append(setting)
+            else:
+                yield found
+        if not waiting:
+            continue
+        async with live_system(at_cut) as system:
+            for setting in waiting:
+                rows = (await audit_cell(system, setting, model, audience)).rows
+                kept.add(setting, rows)
+                yield rows
+
+
+def cells_of(grid: Grid) -> int:
+    """How many settings there are, over all cuts."""
+    return len(grid.cuts) * (len(grid.scales) + 1)
+
+
+def _audience(grid: Grid, checkpoint: Checkpoint) -> Audience:
+    tasks = [find(name) for name in grid.tasks]
+    victims = [
+        victim
+        for task in tasks
+        for victim in marked(
+            Asked.of(task, Wanted(Split.VALIDATION, grid.victims, _VICTIM_SEED)),
+            checkpoint,
+            _VICTIM_SEED,
+        )
+    ]
+    shadow = [
+        one.tokens
+        for task in tasks
+        for one in marked(
+            Asked.of(task, Wanted(Split.TRAIN, grid.shadow, _SHADOW_SEED)),
+            checkpoint,
+            _SHADOW_SEED,
+        )
+    ]
+    asked = [Asked.of(task, Wanted(Split.VALIDATION, grid.asked, _UTILITY_SEED)) for task in tasks]
+    return Audience(victims, shadow, asked, grid.restarts)
+
+
+class _Kept:
+    """A file for each setting that was audited."""
+
+    def __init__(self, folder: Path | None, settings: Settings, grid: Grid) -> None:
+        self._folder = None if folder is None else folder / "cells"
+        which = {"cuts", "scales"}
+        rest = {name: value for name, value in asdict(grid).items() if name not in which}
+        model = settings.model.model_dump(mode="json", exclude={"threads"})
+        self._of = {"model": model, "grid": rest}
+
+    def _file(self, setting: Setting) -> Path | None:
+        if self._folder is None:
+            return None
+        said = json.dumps({**self._of, "setting": asdict(setting)}, sort_keys=True)
+        return self._folder / f"{sha256(said.encode()).hexdigest()[:16]}.json"
+
+    def find(self, setting: Setting) -> list[dict[str, Any]] | None:
+        file = self._file(setting)
+        if file is None or not file.exists():
+            return None
+        rows: list[dict[str, Any]] = json.loads(file.read_text())
+        return rows
+
+    def add(self, setting: Setting, rows: list[dict[str, Any]]) -> None:
+        file = self._file(setting)
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = file.with_suffix(".new")
+            unfinished.write_text(json.dumps(rows, indent=1) + "\n")
+            unfinished.replace(file)  # a run that is stopped leaves a whole file, or none

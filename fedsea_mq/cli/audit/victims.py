@@ -1,0 +1,47 @@
+"""Texts to attack: prompts of a task, each with a marked secret in it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from fedsea_mq.cli.score import Asked
+from fedsea_mq.model.checkpoint import Checkpoint
+from fedsea_mq.tasks.encoding import Encoder
+from fedsea_mq.tasks.task import Example
+
+_SYLLABLES: Final = "bar cel dun fis gor hal jen kov lam mir nas pol rud sef tov vik"
+_DIGITS: Final = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """A prompt's token ids, and the words in it that nobody could guess."""
+
+    tokens: tuple[int, ...]
+    secrets: tuple[str, ...]
+
+
+def marked(asked: Asked, checkpoint: Checkpoint, seed: int) -> Iterator[Victim]:
+    """The prompts of the examples, each opened with a name and a number drawn for it.
+
+    Raises `InvalidPrompt` or `ContextOverflow` as `Encoder.prompt` does.
+    """
+    limits = asked.task.limits.within(checkpoint.max_positions)
+    encoder = Encoder(checkpoint.tokenizer, limits.source_tokens)
+    rng = random.Random(f"audit {seed}")  # noqa: S311 - invented names
+    for example in asked.examples:
+        secrets = (_name(rng), "".join(rng.choices("0123456789", k=_DIGITS)))
+        yield Victim(tuple(encoder.prompt(_opened(example, secrets).prompt)), secrets)
+
+
+def _opened(example: Example, secrets: tuple[str, str]) -> Example:
+    name, number = secrets
+    record = f"Record of {name}, number {number}. {example.prompt.before}"
+    return replace(example, prompt=replace(example.prompt, before=record))
+
+
+def _name(rng: random.Random) -> str:
+    return " ".join("".join(rng.sample(_SYLLABLES.split(), 2)).capitalize() for _ in range(2))

@@ -1,0 +1,134 @@
+"""Vocabulary matching: left to right, the token whose state after the recovered prefix fits best.
+
+After Thomas et al., "Hidden No More" (ICML 2025, arXiv 2505.18332), made stronger where the noise's
+sigma is known: candidates are weighed by
+
+    log p(token | prefix) - |received - state(prefix, token)|^2 / (2 sigma^2)
+
+which is, up to a constant, the logarithm of the posterior under the language model's prior and
+Gaussian noise, and several prefixes are kept (beam search). The language model is the public one
+that is attacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+import torch
+
+from fedsea_mq.privacy.attacks.attack import Knowledge, Known, Seen
+from fedsea_mq.privacy.attacks.nearest import TokenTable, first_token
+from fedsea_mq.privacy.attacks.public_model import Caches
+
+# How many candidates are tried: the nearest out of context, and the likeliest to follow.
+_NEAREST_ALONE: Final = 2048
+_NEAREST: Final = 192
+_LIKELY: Final = 64
+_BEAMS: Final = 4
+# Rounding on the wire and in the head leaves a distance, too: of the states' RMS.
+_ROUNDING: Final = 2e-3
+
+
+@dataclass(frozen=True, slots=True)
+class _Beam:
+    """A prefix, the logarithm of how likely it is, and what is likely to follow `[vocab]`."""
+
+    tokens: tuple[int, ...]
+    score: float
+    caches: Caches
+    following: torch.Tensor
+
+
+class _Matching:
+    """What both attacks share: the search, and which tokens it tries."""
+
+    beams: ClassVar[int]
+    weighs: ClassVar[bool]
+    """Whether the noise's sigma and the language model count."""
+
+    def fit(self, known: Known) -> None:
+        """Run each token of the vocabulary through the head."""
+        self._model = known.model
+        self._table = TokenTable(known.model, first_token(known))
+        counts = torch.ones(known.model.vocab, device=known.model.device)
+        for tokens in known.shadow:
+            counts[tokens[0]] += 1
+        self._first = (counts / counts.sum()).log()
+        self._sigma = known.sigma
+
+    def recover(self, seen: Seen) -> list[int]:
+        """See `Attack.recover`."""
+        received = seen.received.to(self._model.device)
+        positions = received.shape[0]
+        variance = max(self._sigma, _ROUNDING * float(received.square().mean().sqrt())) ** 2
+        spare = [self._model.caches(positions) for _ in range(2 * self.beams)]
+        beams = [_Beam((), 0.0, spare[0], self._first)]
+        for position, row in enumerate(received):
+            found = [
+                (beam, *candidate)
+                for beam in beams
+                for candidate in self._candidates(beam, row, position, variance)
+            ]
+            found.sort(key=lambda one: one[1], reverse=True)
+            beams = self._grown(found[: self.beams], beams, spare, position)
+        return list(beams[0].tokens)
+
+    def _candidates(
+        self, beam: _Beam, row: torch.Tensor, position: int, variance: float
+    ) -> Sequence[tuple[float, int]]:
+        """The best ways to go on: the logarithm of how likely each is, and the token."""
+        ids = self._shortlist(beam, row, position)
+        states = self._model.alternatives(ids, beam.caches.head, position)
+        fits = -(states - row).square().sum(dim=-1) / (2 * variance)
+        scores = fits + beam.following[ids] if self.weighs else fits
+        best = scores.topk(min(self.beams, len(ids)))
+        tokens = ids[best.indices].tolist()
+        return list(zip((beam.score + best.values).tolist(), tokens, strict=True))
+
+    def _shortlist(self, beam: _Beam, row: torch.Tensor, position: int) -> torch.Tensor:
+        vocab = self._model.vocab
+        count = min(_NEAREST if self.weighs else _NEAREST_ALONE, vocab)
+        near = self._table.distances(row, position).topk(count, largest=False)
+        if not self.weighs:
+            return near.indices
+        likely = beam.following.topk(min(_LIKELY, vocab))
+        both = {*near.indices.tolist(), *likely.indices.tolist()}
+        return torch.tensor(sorted(both), device=row.device)
+
+    def _grown(
+        self,
+        found: Sequence[tuple[_Beam, float, int]],
+        beams: Sequence[_Beam],
+        spare: Sequence[Caches],
+        position: int,
+    ) -> list[_Beam]:
+        used = {id(beam.caches) for beam in beams}
+        free = [caches for caches in spare if id(caches) not in used][: len(found)]
+        for (beam, _, _), caches in zip(found, free, strict=True):
+            caches.copy_from(beam.caches, position)
+        tokens = [token for _, _, token in found]
+        following = self._model.advance(tokens, free, position)
+        return [
+            _Beam((*beam.tokens, token), score, caches, rows)
+            for (beam, score, token), caches, rows in zip(found, free, following, strict=True)
+        ]
+
+
+class VocabularyMatching(_Matching):
+    """The nearest token in context, one prefix."""
+
+    name: ClassVar[str] = "vocabulary matching"
+    knowledge: ClassVar[Knowledge] = Knowledge.WEIGHTS
+    beams: ClassVar[int] = 1
+    weighs: ClassVar[bool] = False
+
+
+class BeamMatching(_Matching):
+    """The most likely text by the noise's sigma and a language model, several prefixes."""
+
+    name: ClassVar[str] = "vocabulary matching, beam"
+    knowledge: ClassVar[Knowledge] = Knowledge.SIGMA
+    beams: ClassVar[int] = _BEAMS
+    weighs: ClassVar[bool] = True
