@@ -6,7 +6,6 @@ import asyncio
 import random
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +19,7 @@ from fedsea_mq.cli.bench.unsplit_training import Trainee, UnsplitModel
 from fedsea_mq.cli.bench.workbench import Workbench
 from fedsea_mq.cli.loadtest import run_load
 from fedsea_mq.cli.output import progress_console
+from fedsea_mq.cli.processes import LocalSystem
 from fedsea_mq.load.plan import Lengths, Link, LoadPlan
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.partition import Cut, Part
@@ -56,11 +56,17 @@ _CHATS: Final = LoadPlan(
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Of a whole system, over the rounds that count; `busy` is the share of all cores' time."""
+    """Of a whole system, over the rounds that count.
+
+    `busy` is the share of all cores' time; `trunk_busy` and `clients_busy` of one core's, since
+    each of the two computes on one thread where there are several clients.
+    """
 
     samples_per_s: float
     bytes_per_sample: float
     busy: float
+    trunk_busy: float
+    clients_busy: float
 
     def as_json(self) -> dict[str, float]:
         """Rounded for people."""
@@ -68,6 +74,8 @@ class Pace:
             "samples_per_s": round(self.samples_per_s, 2),
             "bytes_per_sample": round(self.bytes_per_sample),
             "cores_busy": round(self.busy, 3),
+            "trunk_busy": round(self.trunk_busy, 3),
+            "clients_busy": round(self.clients_busy, 3),
         }
 
 
@@ -136,20 +144,29 @@ async def _pace(strategy: Strategy, clients: int, link: Link, threads: int = 1) 
             clients_here(system.settings, _shards(clients), link) as trainers,
             asyncio.TaskGroup() as group,
         ):
-            watch = _Watch(clients, [child.process.pid for child in system.children])
+            watch = _Watch(clients, system)
             for trainer in trainers:
                 group.create_task(watch.follow(trainer))
     return watch.pace()
 
 
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """When, and the seconds of CPU used by then: by the clients here, the trunk, and the others."""
+
+    at: float
+    used: list[float]
+
+
 class _Watch:
     """Times the rounds after the first: from its last step to the run's last."""
 
-    def __init__(self, clients: int, pids: Sequence[int]) -> None:
+    def __init__(self, clients: int, system: LocalSystem) -> None:
         self._warm_left = clients
-        self._processes = [psutil.Process(), *(psutil.Process(pid) for pid in pids)]
-        self._began = (0.0, 0.0)
-        self._ended = (0.0, 0.0)
+        trunk, others = system.trunks[0], [c for c in system.children if c not in system.trunks]
+        pids = [None, trunk.process.pid, *(child.process.pid for child in others)]
+        self._processes = [psutil.Process(pid) for pid in pids]
+        self._began = self._ended = _Moment(0.0, [])
         self._samples = 0
         self._bytes = 0
 
@@ -169,15 +186,17 @@ class _Watch:
         self._bytes += event.bytes_up + event.bytes_down
         self._ended = self._now()
 
-    def _now(self) -> tuple[float, float]:
+    def _now(self) -> _Moment:
         used = (process.cpu_times() for process in self._processes)
-        return time.monotonic(), sum(times.user + times.system for times in used)
+        return _Moment(time.monotonic(), [times.user + times.system for times in used])
 
     def pace(self) -> Pace:
         """What came of it."""
-        seconds = self._ended[0] - self._began[0]
-        busy = (self._ended[1] - self._began[1]) / seconds / (psutil.cpu_count() or 1)
-        return Pace(self._samples / seconds, self._bytes / self._samples, busy)
+        seconds = self._ended.at - self._began.at
+        pairs = zip(self._ended.used, self._began.used, strict=True)
+        clients, trunk, *others = ((after - before) / seconds for after, before in pairs)
+        busy = (clients + trunk + sum(others)) / (psutil.cpu_count() or 1)
+        return Pace(self._samples / seconds, self._bytes / self._samples, busy, trunk, clients)
 
 
 async def _beside(_: Workbench) -> Repeat:
