@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
 from typing import Any, Final
 
@@ -57,16 +58,17 @@ class Audience:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """What was found, as rows of the report: one an attack."""
+class Attacker:
+    """A model that the attacker has, and what it has beside the base weights, if anything."""
 
-    rows: list[dict[str, Any]]
+    model: PublicModel
+    more: str = ""
 
 
 async def audit_cell(
-    system: LiveSystem, setting: Setting, model: PublicModel, audience: Audience
-) -> Cell:
-    """Capture, attack and score."""
+    system: LiveSystem, setting: Setting, attackers: Sequence[Attacker], audience: Audience
+) -> list[dict[str, Any]]:
+    """Capture, attack and score: a row for each attack of each attacker."""
     settings = setting.of(system.settings)
     captures = await system.capture(settings, audience.victims, _ANSWER_TOKENS)
     again = [
@@ -75,8 +77,7 @@ async def audit_cell(
     ]
     (scored,) = await score(settings, [setting.noise], audience.asked, join=True)
     system.engine.forget()
-    known = Known(model, scored.sigma, audience.shadow)
-    judge = Judge(model.checkpoint.tokenizer, audience.shadow)
+    judge = Judge(attackers[0].model.checkpoint.tokenizer, audience.shadow)
     utility = {
         "utility": round(fmean(scored.scores.values()), 4),
         "scores": {name: round(value, 4) for name, value in scored.scores.items()},
@@ -88,8 +89,22 @@ async def audit_cell(
         "sigma_over_head_rms": round(scored.sigma_over_head_rms, 4),
         **utility,
     }
-    found = await asyncio.to_thread(lambda: list(_attacked(known, judge, captures, again)))
-    return Cell([said | row for row in found])
+    rows: list[dict[str, Any]] = []
+    for attacker in attackers:
+        known = Known(attacker.model, scored.sigma, audience.shadow)
+        attacked = partial(_attacked, known, judge, captures, again)
+        found = await asyncio.to_thread(_listed, attacked)
+        rows += [said | row | _knowing(row, attacker) for row in found]
+    return rows
+
+
+def _listed(rows: Callable[[], Iterator[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return list(rows())
+
+
+def _knowing(row: dict[str, Any], attacker: Attacker) -> dict[str, Any]:
+    more = f" and {attacker.more}" if attacker.more else ""
+    return {"knowledge": f"{row['knowledge']}{more}"}
 
 
 def _attacked(

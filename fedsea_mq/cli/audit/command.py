@@ -27,6 +27,10 @@ def audit(
     task: Annotated[
         list[str] | None, typer.Option(help="Whose texts are attacked; may be repeated.")
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="Adapters, in peft's format, that client and trunk run with."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for report and plots; what it has is not found again."),
@@ -35,11 +39,13 @@ def audit(
 ) -> None:
     """Attack what a trunk really receives, and say what was recovered, beside what noise costs."""
     from fedsea_mq.cli.audit.grid import FULL, QUICK
+    from fedsea_mq.cli.audit.page import page
+    from fedsea_mq.cli.audit.plots import plot_audit
     from fedsea_mq.cli.audit.report import COLUMNS, in_words, recommended, report, table
 
     settings = Settings.load(config, set_ or [], ["log.level=warning"])
     configure_logging(settings.log)
-    grid = QUICK if quick else FULL
+    grid = replace(QUICK if quick else FULL, adapter=adapter)
     if sigma is not None:
         grid = replace(grid, scales=options.each(sigma, float))
     if cut is not None:
@@ -51,6 +57,8 @@ def audit(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "report.json").write_text(json_text(told))
+        plots = plot_audit(rows, out)
+        (out / "report.md").write_text(page(rows, [file.name for file in plots]))
     if as_json:
         print_json(told)
         return

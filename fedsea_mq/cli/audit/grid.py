@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import torch
 
-from fedsea_mq.cli.audit.cells import Audience, Setting, audit_cell
+from fedsea_mq.cli.audit.cells import Attacker, Audience, Setting, audit_cell
 from fedsea_mq.cli.audit.live import live_system
 from fedsea_mq.cli.audit.victims import marked
 from fedsea_mq.cli.score import Asked
@@ -28,14 +28,17 @@ _VICTIM_SEED: Final = 1000
 _UTILITY_SEED: Final = 2000
 ISOTROPIC: Final = "isotropic noise"
 PAPER: Final = "isotropic noise, the paper's scale"
+INT8: Final = "isotropic noise, int8 on the wire"
+_ADAPTER: Final = "private"
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
     """Noise scales are relative to the head output's RMS; 0 is none.
 
-    `victims` texts are attacked, `shadow` texts are the attacker's own, `asked` units of each task
+    `victims` texts of each task are attacked, `shadow` texts are the attacker's own, `asked` units
     are scored; `restarts` are how often each text is sent again by a client node started anew.
+    Other defences than noise alone are tried at the first cut, at these scales.
     """
 
     cuts: Sequence[tuple[int, int]]
@@ -45,27 +48,27 @@ class Grid:
     asked: int
     restarts: int
     tasks: Sequence[str]
+    others_at: Sequence[float] = ()
+    adapter: Path | None = None
+
+    def settings(self, cut: tuple[int, int], model: PublicModel) -> list[Setting]:
+        """What is tried at a cut."""
+        found = [Setting(ISOTROPIC, _relative(scale)) for scale in self.scales]
+        found.append(Setting(PAPER, {"mode": "mean_abs", "scale": _mean_abs(model)}))
+        if cut == self.cuts[0]:
+            int8 = {"wire_dtype": "int8"}
+            found += [Setting(INT8, _relative(scale), int8) for scale in self.others_at]
+        return found
 
 
 QUICK: Final = Grid(((1, 1),), (0.0, 0.5), 4, 48, 6, 3, ("embedded",))
 FULL: Final = Grid(
-    ((1, 1), (2, 1), (3, 1)), (0.0, 0.5, 1.0, 2.0, 4.0), 6, 160, 24, 3, ("embedded",)
+    ((1, 1), (2, 1), (3, 1)), (0.0, 0.5, 1.0, 2.0, 4.0), 6, 160, 24, 3, ("embedded",), (0.5, 1.0)
 )
 
 
-def settings_at(settings: Settings, cut: tuple[int, int]) -> Settings:
-    """The settings with another cut."""
-    return settings.replace(model={"head_blocks": cut[0], "tail_blocks": cut[1]})
-
-
-def noises(grid: Grid, model: PublicModel) -> list[Setting]:
-    """What is tried at a cut."""
-    isotropic = [
-        Setting(ISOTROPIC, {"mode": "relative", "scale": scale} if scale else {"mode": "off"})
-        for scale in grid.scales
-    ]
-    paper = Setting(PAPER, {"mode": "mean_abs", "scale": _mean_abs(model)})
-    return [*isotropic, paper]
+def _relative(scale: float) -> dict[str, Any]:
+    return {"mode": "relative", "scale": scale} if scale else {"mode": "off"}
 
 
 def _mean_abs(model: PublicModel) -> float:
@@ -79,29 +82,46 @@ async def audit(
     """The rows of one setting after another; what `folder` has of them is not found again."""
     torch.set_num_threads(settings.model.threads)
     for cut in grid.cuts:
-        at_cut = settings_at(settings, cut)
-        model = PublicModel.load(at_cut.model)
-        audience = _audience(grid, model.checkpoint)
+        at_cut = _at_cut(settings, grid, cut)
+        attackers = _attackers(at_cut, grid)
+        audience = _audience(grid, attackers[0].model.checkpoint)
         kept = _Kept(folder, at_cut, grid)
-        waiting = []
-        for setting in noises(grid, model):
-            found = kept.find(setting)
-            if found is None:
-                waiting.append(setting)
-            else:
-                yield found
-        if not waiting:
+        wanted = grid.settings(cut, attackers[0].model)
+        found = {number: kept.find(setting) for number, setting in enumerate(wanted)}
+        for rows in found.values():
+            if rows is not None:
+                yield rows
+        missing = [setting for number, setting in enumerate(wanted) if found[number] is None]
+        if not missing:
             continue
         async with live_system(at_cut) as system:
-            for setting in waiting:
-                rows = (await audit_cell(system, setting, model, audience)).rows
+            for setting in missing:
+                rows = await audit_cell(system, setting, attackers, audience)
                 kept.add(setting, rows)
                 yield rows
 
 
 def cells_of(grid: Grid) -> int:
     """How many settings there are, over all cuts."""
-    return len(grid.cuts) * (len(grid.scales) + 1)
+    return len(grid.cuts) * (len(grid.scales) + 1) + len(grid.others_at)
+
+
+def _at_cut(settings: Settings, grid: Grid, cut: tuple[int, int]) -> Settings:
+    settings = settings.replace(model={"head_blocks": cut[0], "tail_blocks": cut[1]})
+    if grid.adapter is None:
+        return settings
+    held = {_ADAPTER: str(grid.adapter)}
+    return settings.replace(
+        trunk={"adapters": held}, client={"adapters": held, "adapter": _ADAPTER}
+    )
+
+
+def _attackers(settings: Settings, grid: Grid) -> list[Attacker]:
+    """Whoever has the public weights; with adapters, also whoever has these, as a member has."""
+    base = Attacker(PublicModel.load(settings.model))
+    if grid.adapter is None:
+        return [base]
+    return [base, Attacker(PublicModel.load(settings.model, grid.adapter), "the adapters")]
 
 
 def _audience(grid: Grid, checkpoint: Checkpoint) -> Audience:
@@ -133,8 +153,8 @@ class _Kept:
 
     def __init__(self, folder: Path | None, settings: Settings, grid: Grid) -> None:
         self._folder = None if folder is None else folder / "cells"
-        which = {"cuts", "scales"}
-        rest = {name: value for name, value in asdict(grid).items() if name not in which}
+        which = {"cuts", "scales", "others_at"}
+        rest = {name: str(v) for name, v in asdict(grid).items() if name not in which}
         model = settings.model.model_dump(mode="json", exclude={"threads"})
         self._of = {"model": model, "grid": rest}
 

@@ -1,0 +1,61 @@
+"""The audit's report as a page for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from fedsea_mq.cli.audit.report import COLUMNS, Row, in_words, recommended, strongest, table
+
+_SETTING = ("defence", "cut", "noise/RMS", "strongest attack", "knows", "tokens", "utility")
+
+
+def page(rows: Sequence[Row], plots: Iterable[str]) -> str:
+    """Markdown: the recommendation, the strongest attack of each setting, then everything."""
+    chosen = recommended(rows)
+    risk = "Nothing was measured." if chosen is None else in_words(chosen)
+    lines = [
+        "# What a trunk can read",
+        "",
+        f"**Recommended, of what was measured:** {risk}",
+        "",
+        "Prompts were sent through a live system, and what its trunk node received was attacked. "
+        "Tokens are those of prompts; the interval is a bootstrap over texts. Guessing draws tokens "
+        "as often as text of the kind has them. No claim is made beyond the attacks that were run.",
+        "",
+        *(f"![{name}]({name})" for name in plots),
+        "",
+        "## The strongest attack on what was received, by setting",
+        "",
+        *_table(_SETTING, (_setting(row) for row in strongest(rows))),
+        "",
+        "## All attacks",
+        "",
+        *_table(("defence", "knows", *COLUMNS), (_all(row) for row in rows)),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _setting(row: Row) -> tuple[str, ...]:
+    return (
+        row["defence"],
+        row["cut"],
+        f"{row['sigma_over_head_rms']:.2f}",
+        row["attack"],
+        row["knowledge"],
+        f"{row['token_recovery']:.1%}",
+        f"{row['utility']:.1%}",
+    )
+
+
+def _all(row: Row) -> tuple[str, ...]:
+    (cells,) = table([row])
+    return (row["defence"], row["knowledge"], *cells)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+    yield f"| {' | '.join(columns)} |"
+    yield "|---" * len(columns) + "|"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
