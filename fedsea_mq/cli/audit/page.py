@@ -20,8 +20,8 @@ def page(rows: Sequence[Row], plots: Iterable[str]) -> str:
         f"**Recommended, of what was measured:** {risk}",
         "",
         "Prompts were sent through a live system, and what its trunk node received was attacked. "
-        "Tokens are those of prompts; the interval is a bootstrap over texts. Guessing draws tokens "
-        "as often as text of the kind has them. No claim is made beyond the attacks that were run.",
+        "Tokens are those of prompts; the interval is a bootstrap over texts. Guessing draws "
+        "tokens as often as text of the kind has them. No claim is made beyond these attacks.",
         "",
         *(f"![{name}]({name})" for name in plots),
         "",
