@@ -39,7 +39,7 @@ class Recovery:
     token_recovery: float
     ci: tuple[float, float]
     content_recovery: float
-    answer_recovery: float
+    answer_recovery: float | None
     rouge_l: float
     bleu: float
     exact_prompts: float
@@ -47,7 +47,8 @@ class Recovery:
 
     def as_json(self) -> dict[str, Any]:
         """Rounded for people."""
-        rounded = {name: round(value, 4) for name, value in asdict(self).items() if name != "ci"}
+        told = {name: value for name, value in asdict(self).items() if name != "ci"}
+        rounded = {name: None if v is None else round(v, 4) for name, v in told.items()}
         return {**rounded, "ci": [round(bound, 4) for bound in self.ci]}
 
 
@@ -81,7 +82,7 @@ class Judge:
             token_recovery=_share([_hits(one, slice(0, one.prompt)) for one in victims]),
             ci=_bootstrap([_hits(one, slice(0, one.prompt)) for one in victims]),
             content_recovery=_share([self._content(one) for one in victims]),
-            answer_recovery=_share([_hits(one, slice(one.prompt, None)) for one in victims]),
+            answer_recovery=_answers(victims),
             rouge_l=fmean(self._rouge(guess, true)["rougeL"] for true, guess in texts),
             bleu=_bleu(texts),
             exact_prompts=fmean(
@@ -110,6 +111,12 @@ def _prompt(one: Guessed) -> Sequence[int]:
 def _hits(one: Guessed, part: slice) -> list[bool]:
     pairs = zip(one.tokens[part], one.guess[part], strict=True)
     return [token == guess for token, guess in pairs]
+
+
+def _answers(victims: Sequence[Guessed]) -> float | None:
+    """Of the tokens after the prompts, if there are any."""
+    hits = [_hits(one, slice(one.prompt, None)) for one in victims]
+    return _share(hits) if any(hits) else None
 
 
 def _share(hits: Sequence[Sequence[bool]]) -> float:

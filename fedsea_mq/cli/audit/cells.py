@@ -21,6 +21,7 @@ from fedsea_mq.privacy.attacks.output_side import PublicTail
 from fedsea_mq.privacy.attacks.public_model import PublicModel
 from fedsea_mq.privacy.attacks.vocabulary import BeamMatching, VocabularyMatching
 from fedsea_mq.privacy.recovery import Guessed, Judge
+from fedsea_mq.privacy.scale import NoiseMode
 from fedsea_mq.settings import Settings
 
 ATTACKS: Final[tuple[type[Attack], ...]] = (
@@ -73,7 +74,7 @@ async def audit_cell(
     captures = await system.capture(settings, audience.victims, _ANSWER_TOKENS)
     again = [
         await system.capture(settings, audience.victims, _ANSWER_TOKENS)
-        for _ in range(audience.restarts)
+        for _ in range(audience.restarts if settings.noise.mode is not NoiseMode.OFF else 0)
     ]
     (scored,) = await score(settings, [setting.noise], audience.asked, join=True)
     system.engine.forget()

@@ -41,7 +41,7 @@ def audit(
     from fedsea_mq.cli.audit.grid import FULL, QUICK
     from fedsea_mq.cli.audit.page import page
     from fedsea_mq.cli.audit.plots import plot_audit
-    from fedsea_mq.cli.audit.report import COLUMNS, in_words, recommended, report, table
+    from fedsea_mq.cli.audit.report import COLUMNS, by_setting, cells, in_words, recommended, report
 
     settings = Settings.load(config, set_ or [], ["log.level=warning"])
     configure_logging(settings.log)
@@ -62,7 +62,8 @@ def audit(
     if as_json:
         print_json(told)
         return
-    print_table("what was recovered", COLUMNS, table(rows))
+    for title, here in by_setting(rows):
+        print_table(title, COLUMNS, map(cells, here))
     chosen = recommended(rows)
     if chosen is not None:
         console.print(in_words(chosen), markup=False)

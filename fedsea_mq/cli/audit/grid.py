@@ -61,7 +61,7 @@ class Grid:
         return found
 
 
-QUICK: Final = Grid(((1, 1),), (0.0, 0.5), 4, 48, 6, 3, ("embedded",))
+QUICK: Final = Grid(((1, 1),), (0.0, 0.5), 2, 48, 6, 3, ("embedded",))
 FULL: Final = Grid(
     ((1, 1), (2, 1), (3, 1)), (0.0, 0.5, 1.0, 2.0, 4.0), 6, 160, 24, 3, ("embedded",), (0.5, 1.0)
 )

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from fedsea_mq.cli.audit.report import COLUMNS, Row, in_words, recommended, strongest, table
+from fedsea_mq.cli.audit.report import (
+    COLUMNS,
+    Row,
+    by_setting,
+    cells,
+    in_words,
+    recommended,
+    strongest,
+)
 
 _SETTING = ("defence", "cut", "noise/RMS", "strongest attack", "knows", "tokens", "utility")
 
@@ -31,10 +39,17 @@ def page(rows: Sequence[Row], plots: Iterable[str]) -> str:
         "",
         "## All attacks",
         "",
-        *_table(("defence", "knows", *COLUMNS), (_all(row) for row in rows)),
-        "",
+        *_all(rows),
     ]
     return "\n".join(lines)
+
+
+def _all(rows: Sequence[Row]) -> Iterator[str]:
+    for title, here in by_setting(rows):
+        yield f"### {title[0].upper()}{title[1:]}"
+        yield ""
+        yield from _table(("knows", *COLUMNS), ((row["knowledge"], *cells(row)) for row in here))
+        yield ""
 
 
 def _setting(row: Row) -> tuple[str, ...]:
@@ -47,11 +62,6 @@ def _setting(row: Row) -> tuple[str, ...]:
         f"{row['token_recovery']:.1%}",
         f"{row['utility']:.1%}",
     )
-
-
-def _all(row: Row) -> tuple[str, ...]:
-    (cells,) = table([row])
-    return (row["defence"], row["knowledge"], *cells)
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:

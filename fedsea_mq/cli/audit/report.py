@@ -12,6 +12,8 @@ Row = Mapping[str, Any]
 _OF_OUTPUTS: Final = "public tail on outputs"
 # A setting is as useful as another within so much of the mean score.
 _EQUAL: Final = 0.01
+# Where so much of a prompt is read, the rest can be guessed.
+_HIDES_NOTHING: Final = 0.9
 
 
 def strongest(rows: Sequence[Row]) -> list[Row]:
@@ -29,7 +31,8 @@ def strongest(rows: Sequence[Row]) -> list[Row]:
 def recommended(rows: Sequence[Row]) -> Row | None:
     """Of the settings as useful as the paper's, the one of which least is recovered.
 
-    Without the paper's setting among the rows: as useful as the best.
+    Without the paper's setting among the rows: as useful as the best. Of equals, the one with most
+    noise.
     """
     best = strongest(rows)
     if not best:
@@ -37,17 +40,20 @@ def recommended(rows: Sequence[Row]) -> Row | None:
     paper = [row["utility"] for row in best if row["defence"] == PAPER]
     enough = (max(paper) if paper else max(row["utility"] for row in best)) - _EQUAL
     useful = [row for row in best if row["utility"] >= enough]
-    return min(useful, key=lambda row: (row["token_recovery"], -row["utility"]))
+    return min(useful, key=lambda row: (row["token_recovery"], row["secrets"], -row["sigma"]))
 
 
 def in_words(row: Row) -> str:
-    """What a setting risks, as a sentence."""
-    return (
+    """What a setting risks, in a sentence or two."""
+    risk = (
         f"At cut {row['cut']} with sigma {row['sigma']:.3g} ({row['sigma_over_head_rms']:.2f} of "
         f"the head output's RMS; {row['defence']}), a server with {row['knowledge']} recovers "
         f"{row['token_recovery']:.0%} of the prompt's tokens and {row['secrets']:.0%} of the "
         f"secrets ({row['attack']}), where tasks score {row['utility']:.1%}."
     )
+    if row["token_recovery"] < _HIDES_NOTHING:
+        return risk
+    return f"{risk} Nothing measured that is as useful hides the prompt from such a server."
 
 
 def report(rows: Sequence[Row]) -> dict[str, Any]:
@@ -66,31 +72,35 @@ def _named(row: Row) -> dict[str, Any]:
     return {name: row[name] for name in (*kept, "token_recovery", "secrets", "utility")}
 
 
-def table(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
-    """One line a row, for people."""
-    for row in rows:
-        low, high = row["ci"]
+def by_setting(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """The rows of each setting, and what it is, for a title."""
+    settings = dict.fromkeys((row["defence"], row["cut"], row["sigma"]) for row in rows)
+    for defence, cut, sigma in settings:
+        here = [
+            row
+            for row in rows
+            if (row["defence"], row["cut"], row["sigma"]) == (defence, cut, sigma)
+        ]
+        noise, first = f"{here[0]['sigma_over_head_rms']:.2f}", here[0]
         yield (
-            row["attack"],
-            row["cut"],
-            f"{row['sigma_over_head_rms']:.2f}",
-            f"{row['token_recovery']:.1%} ({low:.0%} to {high:.0%})",
-            f"{row['content_recovery']:.1%}",
-            f"{row['secrets']:.0%}",
-            f"{row['answer_recovery']:.0%}",
-            f"{row['random_baseline']:.1%}",
-            f"{row['utility']:.1%}",
+            f"cut {cut}, {defence}, {noise} of RMS: tasks score {first['utility']:.1%}, "
+            f"guessing finds {first['random_baseline']:.1%}",
+            here,
         )
 
 
-COLUMNS: Final = (
-    "attack",
-    "cut",
-    "noise/RMS",
-    "tokens (95 %)",
-    "content",
-    "secrets",
-    "answer",
-    "guessing",
-    "utility",
-)
+COLUMNS: Final = ("attack", "tokens", "95 %", "content", "secrets", "answer")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """What an attack recovered, for people; see `COLUMNS`."""
+    low, high = row["ci"]
+    more = row["knowledge"].partition(" and the ")[2]
+    return (
+        f"{row['attack']} ({more} known)" if more else row["attack"],
+        f"{row['token_recovery']:.1%}",
+        f"{low:.0%} to {high:.0%}",
+        f"{row['content_recovery']:.1%}",
+        f"{row['secrets']:.0%}",
+        "-" if row["answer_recovery"] is None else f"{row['answer_recovery']:.0%}",
+    )

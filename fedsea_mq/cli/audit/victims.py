@@ -25,14 +25,15 @@ class Victim:
 
 
 def marked(asked: Asked, checkpoint: Checkpoint, seed: int) -> Iterator[Victim]:
-    """The prompts of the examples, each opened with a name and a number drawn for it.
+    """A prompt of each unit of the examples, opened with a name and a number drawn for it.
 
     Raises `InvalidPrompt` or `ContextOverflow` as `Encoder.prompt` does.
     """
     limits = asked.task.limits.within(checkpoint.max_positions)
     encoder = Encoder(checkpoint.tokenizer, limits.source_tokens)
     rng = random.Random(f"audit {seed}")  # noqa: S311 - invented names
-    for example in asked.examples:
+    # The turns of one conversation hold the same text.
+    for example in {one.unit: one for one in reversed(asked.examples)}.values():
         secrets = (_name(rng), "".join(rng.choices("0123456789", k=_DIGITS)))
         yield Victim(tuple(encoder.prompt(_opened(example, secrets).prompt)), secrets)
 

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fedsea_mq.privacy.attacks.attack import Knowledge, Known, Seen
 
-_STEPS: Final = 240
+_STEPS: Final = 160
 _BATCH: Final = 8
 _RATE: Final = 1e-3
 _HEADS: Final = 4

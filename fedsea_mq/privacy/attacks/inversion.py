@@ -15,7 +15,7 @@ from fedsea_mq.model.packed_attention import PackedLayout
 from fedsea_mq.privacy.attacks.attack import Knowledge, Known, Seen
 from fedsea_mq.privacy.attacks.nearest import TokenTable, first_token
 
-_STEPS: Final = 150
+_STEPS: Final = 100
 _RATE: Final = 0.3
 # How soft the mixture is at first, and in the end.
 _WARM: Final = 1.0

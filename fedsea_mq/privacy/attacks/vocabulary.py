@@ -23,10 +23,16 @@ from fedsea_mq.privacy.attacks.nearest import TokenTable, first_token
 from fedsea_mq.privacy.attacks.public_model import Caches
 
 # How many candidates are tried: the nearest out of context, and the likeliest to follow.
-_NEAREST_ALONE: Final = 2048
+_NEAREST_ALONE: Final = 512
 _NEAREST: Final = 192
 _LIKELY: Final = 64
 _BEAMS: Final = 4
+_AT_ONCE: Final = 2048
+# A prefix that is e to the power of this less likely than the best is given up.
+_HOPELESS: Final = 30.0
+# The noise alone leaves a squared distance of about hidden * sigma^2; more than so many times that
+# is not noise.
+_FITS: Final = 1.5
 # Rounding on the wire and in the head leaves a distance, too: of the states' RMS.
 _ROUNDING: Final = 2e-3
 
@@ -39,6 +45,15 @@ class _Beam:
     score: float
     caches: Caches
     following: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """Candidates `[ids]` after a prefix, and the squared distance of each to what was received."""
+
+    beam: _Beam
+    ids: torch.Tensor
+    missed: torch.Tensor
 
 
 class _Matching:
@@ -66,26 +81,44 @@ class _Matching:
         spare = [self._model.caches(positions) for _ in range(2 * self.beams)]
         beams = [_Beam((), 0.0, spare[0], self._first)]
         for position, row in enumerate(received):
-            found = [
-                (beam, *candidate)
-                for beam in beams
-                for candidate in self._candidates(beam, row, position, variance)
-            ]
-            found.sort(key=lambda one: one[1], reverse=True)
-            beams = self._grown(found[: self.beams], beams, spare, position)
+            tried = [self._tried(beam, row, position) for beam in beams]
+            nearest = min(float(one.missed.min()) for one in tried)
+            if self.weighs and nearest > _FITS * variance * len(row):
+                # None of them was what was sent: context makes more of a token than it is itself.
+                every = torch.arange(self._model.vocab, device=row.device)
+                tried = [self._tried(beam, row, position, every) for beam in beams]
+            found = [way for one in tried for way in self._best(one, variance)]
+            found.sort(key=lambda way: way[1], reverse=True)
+            likely = [way for way in found[: self.beams] if way[1] > found[0][1] - _HOPELESS]
+            beams = self._grown(likely, beams, spare, position)
         return list(beams[0].tokens)
 
-    def _candidates(
-        self, beam: _Beam, row: torch.Tensor, position: int, variance: float
-    ) -> Sequence[tuple[float, int]]:
+    def _tried(
+        self, beam: _Beam, row: torch.Tensor, position: int, ids: torch.Tensor | None = None
+    ) -> _Tried:
+        if ids is None:
+            ids = self._shortlist(beam, row, position)
+        return _Tried(beam, ids, self._missed(beam, ids, row, position))
+
+    def _best(self, tried: _Tried, variance: float) -> Sequence[tuple[_Beam, float, int]]:
         """The best ways to go on: the logarithm of how likely each is, and the token."""
-        ids = self._shortlist(beam, row, position)
-        states = self._model.alternatives(ids, beam.caches.head, position)
-        fits = -(states - row).square().sum(dim=-1) / (2 * variance)
-        scores = fits + beam.following[ids] if self.weighs else fits
+        beam, ids = tried.beam, tried.ids
+        scores = -tried.missed / (2 * variance)
+        if self.weighs:
+            scores = scores + beam.following[ids]
         best = scores.topk(min(self.beams, len(ids)))
-        tokens = ids[best.indices].tolist()
-        return list(zip((beam.score + best.values).tolist(), tokens, strict=True))
+        ways = zip((beam.score + best.values).tolist(), ids[best.indices].tolist(), strict=True)
+        return [(beam, score, token) for score, token in ways]
+
+    def _missed(
+        self, beam: _Beam, ids: torch.Tensor, row: torch.Tensor, position: int
+    ) -> torch.Tensor:
+        """Squared distance of each candidate's state to what was received: `[ids]`."""
+        parts = [
+            self._model.alternatives(part, beam.caches.head, position)
+            for part in torch.split(ids, _AT_ONCE)
+        ]
+        return (torch.cat(parts) - row).square().sum(dim=-1)
 
     def _shortlist(self, beam: _Beam, row: torch.Tensor, position: int) -> torch.Tensor:
         vocab = self._model.vocab
