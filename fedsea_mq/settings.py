@@ -92,6 +92,13 @@ class NoiseSettings(Section):
     scale: Annotated[float, Field(ge=0, le=1e6)] = Field(
         0.5, description="relative: times the head output's RMS; std; or the paper's mean_abs"
     )
+    audit: Path | None = Field(
+        None,
+        description="a report.json to be warned by; null for that of the embedded model",
+    )
+    max_recovery: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="warn where an audited attack recovers more than this share of a prompt"
+    )
 
 
 class StandbySettings(Section):

@@ -8,7 +8,15 @@ from fedsea_mq.cli.output import console, progress_console
 from fedsea_mq.cli.processes import LocalSystem
 from fedsea_mq.entry import stop_asked
 from fedsea_mq.errors import ProcessFailed
+from fedsea_mq.privacy.audited import finding
 from fedsea_mq.settings import Settings
+
+
+def warn_of_recovery(settings: Settings, fingerprint: str) -> None:
+    """Say once what the audit recovered at this noise, if it is more than the operator allows."""
+    found = finding(settings.noise, fingerprint)
+    if found is not None and found.share > settings.noise.max_recovery:
+        progress_console.print(f"warning: {found}; see docs/privacy.md", style="yellow")
 
 
 async def up(settings: Settings) -> None:
@@ -22,6 +30,7 @@ async def up(settings: Settings) -> None:
         for trunk in system.trunks:
             if trunk.ready["direct"] is not None:
                 console.print(f"{trunk.ready['node']:<20}{trunk.ready['direct']}, direct")
+        warn_of_recovery(settings, system.trunks[0].ready["fingerprint"])
         console.print("ready; Ctrl-C stops everything", style="dim")
         failure = asyncio.create_task(system.first_failure())
         stop = asyncio.create_task(stop_asked())

@@ -34,6 +34,7 @@ async def serve(settings: Settings) -> None:
         announce(
             ready="trunk",
             node=node.name,
+            fingerprint=node.fingerprint,
             direct=node.direct,
             baseline_rss=baseline,
             tensor_bytes=node.tensor_bytes,

@@ -143,6 +143,11 @@ class TrunkNode:
         return weight_bytes(self._running.run)
 
     @property
+    def fingerprint(self) -> str:
+        """Of the model and the cut; see `Checkpoint.fingerprint`."""
+        return self._running.offer.fingerprint
+
+    @property
     def sessions(self) -> int:
         """Sessions that are served now."""
         return len(self._running.sessions)

@@ -12,6 +12,7 @@ from typing import Any, Final
 from fedsea_mq.cli.audit.live import Captured, LiveSystem
 from fedsea_mq.cli.audit.victims import Victim
 from fedsea_mq.cli.score import Asked, score
+from fedsea_mq.model.partition import Cut
 from fedsea_mq.privacy.attacks.attack import Attack, Knowledge, Known, Seen
 from fedsea_mq.privacy.attacks.averaging import averaged
 from fedsea_mq.privacy.attacks.decoder import LearnedDecoder
@@ -83,7 +84,10 @@ async def audit_cell(
         "utility": round(fmean(scored.scores.values()), 4),
         "scores": {name: round(value, 4) for name, value in scored.scores.items()},
     }
+    model = settings.model
+    cut = Cut(model.head_blocks, model.tail_blocks)
     said = {
+        "fingerprint": attackers[0].model.checkpoint.fingerprint(cut),
         "defence": setting.defence,
         "cut": scored.cut,
         "sigma": round(scored.sigma, 6),

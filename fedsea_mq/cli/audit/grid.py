@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -37,8 +38,8 @@ class Grid:
     """Noise scales are relative to the head output's RMS; 0 is none.
 
     `victims` texts of each task are attacked, `shadow` texts are the attacker's own, `asked` units
-    are scored; `restarts` are how often each text is sent again by a client node started anew.
-    Other defences than noise alone are tried at the first cut, at these scales.
+    are scored. At the first cut each text is sent again by so many client nodes started anew
+    (`restarts`), and other defences than noise alone are tried, at the scales `others_at`.
     """
 
     cuts: Sequence[tuple[int, int]]
@@ -63,7 +64,7 @@ class Grid:
 
 QUICK: Final = Grid(((1, 1),), (0.0, 0.5), 2, 48, 6, 3, ("embedded",))
 FULL: Final = Grid(
-    ((1, 1), (2, 1), (3, 1)), (0.0, 0.5, 1.0, 2.0, 4.0), 6, 160, 24, 3, ("embedded",), (0.5, 1.0)
+    ((1, 1), (2, 1), (3, 1)), (0.0, 0.5, 1.0, 2.0, 4.0), 4, 64, 12, 3, ("embedded",), (0.5, 1.0)
 )
 
 
@@ -80,11 +81,12 @@ async def audit(
     settings: Settings, grid: Grid, folder: Path | None
 ) -> AsyncIterator[list[dict[str, Any]]]:
     """The rows of one setting after another; what `folder` has of them is not found again."""
-    torch.set_num_threads(settings.model.threads)
+    # Nobody else is served meanwhile.
+    torch.set_num_threads(max(settings.model.threads, os.cpu_count() or 1))
     for cut in grid.cuts:
         at_cut = _at_cut(settings, grid, cut)
         attackers = _attackers(at_cut, grid)
-        audience = _audience(grid, attackers[0].model.checkpoint)
+        audience = _audience(grid, cut, attackers[0].model.checkpoint)
         kept = _Kept(folder, at_cut, grid)
         wanted = grid.settings(cut, attackers[0].model)
         found = {number: kept.find(setting) for number, setting in enumerate(wanted)}
@@ -124,7 +126,7 @@ def _attackers(settings: Settings, grid: Grid) -> list[Attacker]:
     return [base, Attacker(PublicModel.load(settings.model, grid.adapter), "the adapters")]
 
 
-def _audience(grid: Grid, checkpoint: Checkpoint) -> Audience:
+def _audience(grid: Grid, cut: tuple[int, int], checkpoint: Checkpoint) -> Audience:
     tasks = [find(name) for name in grid.tasks]
     victims = [
         victim
@@ -145,7 +147,7 @@ def _audience(grid: Grid, checkpoint: Checkpoint) -> Audience:
         )
     ]
     asked = [Asked.of(task, Wanted(Split.VALIDATION, grid.asked, _UTILITY_SEED)) for task in tasks]
-    return Audience(victims, shadow, asked, grid.restarts)
+    return Audience(victims, shadow, asked, grid.restarts if cut == grid.cuts[0] else 0)
 
 
 class _Kept:

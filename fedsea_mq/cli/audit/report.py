@@ -68,7 +68,7 @@ def report(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _named(row: Row) -> dict[str, Any]:
-    kept = ("defence", "cut", "sigma", "sigma_over_head_rms", "attack", "knowledge")
+    kept = ("fingerprint", "defence", "cut", "sigma", "sigma_over_head_rms", "attack", "knowledge")
     return {name: row[name] for name in (*kept, "token_recovery", "secrets", "utility")}
 
 

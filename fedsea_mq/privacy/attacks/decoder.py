@@ -19,7 +19,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fedsea_mq.privacy.attacks.attack import Knowledge, Known, Seen
 
+# At most, and so many a text.
 _STEPS: Final = 160
+_STEPS_A_TEXT: Final = 5
 _BATCH: Final = 8
 _RATE: Final = 1e-3
 _HEADS: Final = 4
@@ -49,8 +51,9 @@ class LearnedDecoder:
     ) -> None:
         picked = random.Random(0)  # noqa: S311 - an order to learn in
         optimiser = torch.optim.AdamW(self._decoder.parameters(), lr=_RATE)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3 * _RATE, total_steps=_STEPS)
-        for _ in range(_STEPS):
+        steps = min(_STEPS, _STEPS_A_TEXT * len(clean))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3 * _RATE, total_steps=steps)
+        for _ in range(steps):
             batch = picked.choices(range(len(clean)), k=_BATCH)
             states = [self._noised(clean[number].cpu(), sigma) for number in batch]
             tokens = [torch.tensor(list(shadow[number])) for number in batch]

@@ -1,0 +1,80 @@
+"""The audit attacks what a trunk node received through the real protocol, from real processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedsea_mq.cli.audit.grid import ISOTROPIC, PAPER, Grid, audit
+from fedsea_mq.cli.audit.live import live_system
+from fedsea_mq.cli.audit.page import page
+from fedsea_mq.cli.audit.plots import plot_audit
+from fedsea_mq.cli.audit.report import recommended, report
+from fedsea_mq.cli.audit.victims import Victim
+from fedsea_mq.privacy.attacks.public_model import PublicModel
+from fedsea_mq.privacy.audited import finding
+from fedsea_mq.settings import NoiseSettings, Settings
+
+QUIET = Settings().replace(log={"level": "warning"})
+OFF = QUIET.replace(noise={"mode": "off"})
+SMALL = Grid(((1, 1),), (0.0,), 1, 4, 1, 0, ("embedded/summary",))
+
+
+async def test_what_is_captured_is_what_the_client_sent_and_the_trunk_computed() -> None:
+    model = PublicModel.load(OFF.model)
+    tokens = tuple(
+        model.checkpoint.tokenizer("Kewyn is a weaver. She lives in Marshmoor.")["input_ids"]
+    )
+    victim = Victim(tokens, ())
+    async with live_system(OFF) as system:
+        (clean,) = await system.capture(system.settings, [victim], 4)
+        noisy = system.settings.replace(noise={"mode": "std", "scale": 2.0})
+        first, again = await system.capture(noisy, [victim, victim], 4)
+        (elsewhere,) = await system.capture(noisy, [victim], 4)
+    assert clean.tokens[: len(tokens)] == tokens
+    assert len(clean.tokens) == clean.seen.received.shape[0] == len(tokens) + 3
+    states = model.states(clean.tokens)
+    torch.testing.assert_close(clean.seen.received, states, rtol=1e-3, atol=1e-2)
+    answered = model.answers(clean.seen.outputs).argmax(dim=-1).tolist()
+    assert answered[len(tokens) - 1 : -1] == list(clean.tokens[len(tokens) :])
+    # One client node sends a text's states with the same noise, another with its own.
+    count = len(tokens)
+    assert torch.equal(first.seen.received[:count], again.seen.received[:count])
+    noise = first.seen.received[:count] - states[:count]
+    assert float(noise.std()) == pytest.approx(2.0, rel=0.05)
+    other = elsewhere.seen.received[:count] - states[:count]
+    both = torch.corrcoef(torch.stack((noise.flatten(), other.flatten())))
+    assert abs(float(both[0, 1])) < 5 / noise.numel() ** 0.5
+
+
+async def test_a_whole_audit_reports_what_was_recovered_and_is_not_done_twice(
+    tmp_path: Path,
+) -> None:
+    rows = [row async for found in audit(QUIET, SMALL, tmp_path) for row in found]
+    assert {row["defence"] for row in rows} == {ISOTROPIC, PAPER}
+    named = {(row["attack"], row["sigma"]): row for row in rows}
+    beam = named["vocabulary matching, beam", 0.0]
+    assert beam["token_recovery"] == beam["secrets"] == beam["exact_prompts"] == 1.0
+    assert named["public tail on outputs", 0.0]["answer_recovery"] == 1.0
+    assert all(row["random_baseline"] < 0.1 for row in rows)
+    told = report(rows)
+    assert len(told["strongest"]) == 2
+    assert told["recommended"]["utility"] == max(row["utility"] for row in rows)
+    chosen = recommended(rows)
+    assert chosen is not None
+    plots = plot_audit(rows, tmp_path)
+    assert all(file.stat().st_size > 10_000 for file in plots)
+    assert told["recommended"]["risk"] in page(rows, ["recovery.png"])
+    # Nothing is left to be done, so nothing is started.
+    kept = [row async for found in audit(QUIET, SMALL, tmp_path) for row in found]
+    assert kept == rows
+
+    (tmp_path / "report.json").write_text(json.dumps(told))
+    noise = NoiseSettings(audit=tmp_path / "report.json")
+    found = finding(noise, rows[0]["fingerprint"])
+    assert found is not None
+    assert found.share == max(row["token_recovery"] for row in told["strongest"])
+    assert finding(noise, "another model") is None
