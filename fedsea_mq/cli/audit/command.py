@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,8 @@ def audit(
     as_json: options.AsJson = False,
 ) -> None:
     """Attack what a trunk really receives, and say what was recovered, beside what noise costs."""
+    import torch
+
     from fedsea_mq.cli.audit.grid import FULL, QUICK
     from fedsea_mq.cli.audit.page import page
     from fedsea_mq.cli.audit.plots import plot_audit
@@ -45,6 +48,8 @@ def audit(
 
     settings = Settings.load(config, set_ or [], ["log.level=warning"])
     configure_logging(settings.log)
+    # Nobody is served meanwhile.
+    torch.set_num_threads(max(settings.model.threads, os.cpu_count() or 1))
     grid = replace(QUICK if quick else FULL, adapter=adapter)
     if sigma is not None:
         grid = replace(grid, scales=options.each(sigma, float))

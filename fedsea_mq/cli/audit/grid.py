@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
-
-import torch
 
 from fedsea_mq.cli.audit.cells import Attacker, Audience, Setting, audit_cell
 from fedsea_mq.cli.audit.live import live_system
@@ -81,8 +78,6 @@ async def audit(
     settings: Settings, grid: Grid, folder: Path | None
 ) -> AsyncIterator[list[dict[str, Any]]]:
     """The rows of one setting after another; what `folder` has of them is not found again."""
-    # Nobody else is served meanwhile.
-    torch.set_num_threads(max(settings.model.threads, os.cpu_count() or 1))
     for cut in grid.cuts:
         at_cut = _at_cut(settings, grid, cut)
         attackers = _attackers(at_cut, grid)
