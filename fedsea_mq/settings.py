@@ -99,6 +99,28 @@ class NoiseSettings(Section):
     max_recovery: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5, description="warn where an audited attack recovers more than this share of a prompt"
     )
+    clip: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
+        None,
+        description="largest L2 norm of a position's state before noise: relative: times the head "
+        "output's typical norm; otherwise absolute. null for none",
+    )
+    shape: Path | None = Field(
+        None, description="safetensors file with the `root` that unit noise is multiplied by"
+    )
+
+    @model_validator(mode="after")
+    def _off_is_off(self) -> Self:
+        # `off` promises the unsplit model's tokens, and leaves the unit of `clip` open.
+        if self.mode is NoiseMode.OFF and (self.clip is not None or self.shape is not None):
+            raise ValueError(
+                "mode off leaves the states as they are: set clip and shape to null with it; "
+                "for clipping alone set scale: 0 in another mode"
+            )
+        return self
+
+
+NOISE_OFF: Final[Mapping[str, Any]] = {"mode": "off", "clip": None, "shape": None}
+"""The section `noise` with which the states go as they are, whatever it said before."""
 
 
 class StandbySettings(Section):

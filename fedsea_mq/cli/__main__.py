@@ -21,7 +21,7 @@ from fedsea_mq.cli.keys import keygen, trust
 from fedsea_mq.cli.output import console, print_json, print_table, progress_console
 from fedsea_mq.entry import leaves
 from fedsea_mq.errors import ConfigError, FedSeaError, PeerUnreachable
-from fedsea_mq.settings import Settings, explain
+from fedsea_mq.settings import NOISE_OFF, Settings, explain
 from fedsea_mq.tasks.task import Split, Wanted
 
 app = typer.Typer(
@@ -409,7 +409,7 @@ def evaluate(
     else:
         one = score.Asked.of(chosen, Wanted(split, count, seed))
         asked, said = [one], {"task": task, "n": one.units, "answers": len(one.examples)}
-    noises: list[dict[str, Any]] = [settings.noise.model_dump(mode="json"), {"mode": "off"}]
+    noises: list[dict[str, Any]] = [settings.noise.model_dump(mode="json"), dict(NOISE_OFF)]
     noised, noise_free = _run(score.score(settings, noises, asked, join=join))
     if as_json:
         print_json({**noised.as_json(), "noise_off": noise_free.as_json(), **said})
@@ -433,7 +433,7 @@ def sweep(
     from fedsea_mq.cli import score
 
     settings = _quiet(config, set_)
-    noises: list[dict[str, Any]] = [{"mode": "off"}]
+    noises: list[dict[str, Any]] = [dict(NOISE_OFF)]
     noises += [{"mode": "relative", "scale": scale} for scale in _numbers(scales)]
     asked = score.embedded(count, seed)
     noise_free, *noised = _run(score.score(settings, noises, asked, join=False))

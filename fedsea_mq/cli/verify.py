@@ -21,7 +21,7 @@ from fedsea_mq.model.adapters import AdapterFolder
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.numerics import DTYPES
 from fedsea_mq.model.partition import Cut, Part, legal_cuts
-from fedsea_mq.settings import ModelSettings, Settings
+from fedsea_mq.settings import NOISE_OFF, ModelSettings, Settings
 
 _Logits = np.ndarray[Any, np.dtype[np.float32]]
 # What batching and the order of sums may change in a logit of fp32.
@@ -185,7 +185,7 @@ async def _run_split(
 ) -> _Run:
     plain = settings.replace(
         model={"head_blocks": cut.head_blocks, "tail_blocks": cut.tail_blocks},
-        noise={"mode": "off"},
+        noise=NOISE_OFF,
         trunk={"nodes": 1},
         client={"wire_dtype": settings.model.dtype},
     )

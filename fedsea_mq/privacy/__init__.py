@@ -1,1 +1,4 @@
-"""Noise on what leaves the client. What it buys is for measurement to say, not for this package."""
+"""Clipping and noise on what leaves the client.
+
+What they buy is for measurement to say, not for this package.
+"""

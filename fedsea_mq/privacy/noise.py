@@ -1,4 +1,4 @@
-"""Gaussian noise for the hidden states that leave the head (paper, section on security).
+"""Clipping and Gaussian noise for the hidden states that leave the head (paper, on security).
 
 The generator is a cryptographic stream keyed from OS entropy, one key a client node that is entered
 and one stream a token prefix:
@@ -10,11 +10,13 @@ and one stream a token prefix:
 So a position's noise depends on the key and on the tokens up to it. The same token at the same
 position after the same prefix always carries the same noise, in a retry, a regeneration or another
 session: there is no second draw to average with. Anything else gets independent noise. `domain`
-holds what the state also depends on (model, cut, std), because the same noise at two scales would
-cancel out exactly; so does a chain of a head with an adapter, because the same noise on the states
-of two adapters would leave their exact difference. The price: the trunk can tell that two sessions
-of one client start with the same tokens, which near-equal states at useful noise scales tell it
-anyway.
+holds what else the bytes depend on (model, cut, std, clip bound, shape), because the same noise at
+two scales, or on a state clipped at two bounds, would cancel out exactly; so does a chain of a head
+with an adapter, because the same noise on the states of two adapters would leave their exact
+difference. The price: the trunk can tell that two sessions of one client start with the same
+tokens, which near-equal states at useful noise scales tell it anyway.
+
+With a shape (`noise_shape`) the noise of a position is std * (BoxMuller(...) @ root).
 """
 
 from __future__ import annotations
@@ -30,6 +32,10 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
+from fedsea_mq.privacy.noise_shape import NoiseShape
+from fedsea_mq.privacy.scale import clip_bound, noise_std
+from fedsea_mq.settings import NoiseSettings
+
 _KEY_BYTES: Final = 32
 _ZERO_NONCE: Final = bytes(16)  # each stream has a key of its own
 _WORD_BYTES: Final = 4
@@ -42,6 +48,29 @@ def typical_rms(states: torch.Tensor) -> float:
     noise on all others far larger than the scale says.
     """
     return float(states.float().pow(2).mean(dim=-1).sqrt().median())
+
+
+def clipped(states: torch.Tensor, bound: float) -> torch.Tensor:
+    """`[positions, hidden]` states, the rows longer than `bound` (L2) scaled down to it; fp32.
+
+    Rows within the bound keep every bit.
+    """
+    states = states.float()
+    norms: torch.Tensor = states.norm(dim=-1, keepdim=True)
+    return states * (bound / norms.clamp_min(bound))
+
+
+def clip_gradient(gradient: torch.Tensor, states: torch.Tensor, bound: float) -> torch.Tensor:
+    """The loss's gradient by `states` from that by `clipped(states, bound)`: both fp32.
+
+    All are `[positions, hidden]`. For a row h that was clipped, with u = h / |h|:
+    (bound / |h|) (g - (g . u) u): what would lengthen a state has no effect.
+    """
+    states = states.float()
+    norms = states.norm(dim=-1, keepdim=True)
+    along = states / norms.clamp_min(bound)
+    across = gradient - (gradient * along).sum(dim=-1, keepdim=True) * along
+    return torch.where(norms > bound, bound / norms * across, gradient)
 
 
 @dataclass(slots=True)
@@ -60,16 +89,26 @@ class NoiseChain:
 
 
 class NoiseSource:
-    """Draws the noise of one client. `std` 0 means off.
+    """Clips, and draws the noise of one client. `std` 0 means no noise; clipping stays.
 
-    `entropy` exists for tests; it is `os.urandom` otherwise and no seed can be given.
+    `clip` is the largest L2 norm of a state, None for any. `entropy` exists for tests; it is
+    `os.urandom` otherwise and no seed can be given.
     """
 
     def __init__(
-        self, std: float, domain: str, entropy: Callable[[int], bytes] = os.urandom
+        self,
+        std: float,
+        domain: str,
+        entropy: Callable[[int], bytes] = os.urandom,
+        *,
+        clip: float | None = None,
+        shape: NoiseShape | None = None,
     ) -> None:
         self.std = std
-        said = f"{domain}|{std!r}".encode()
+        self.clip = clip
+        self.shape = shape
+        digest = None if shape is None else shape.digest
+        said = f"{domain}|{std!r}|{clip!r}|{digest}".encode()
         self._root = blake2b(said, key=entropy(_KEY_BYTES), digest_size=32).digest()
 
     def chain(self, adapter: str = "") -> NoiseChain:
@@ -83,15 +122,33 @@ class NoiseSource:
         return NoiseChain([blake2b(adapter.encode(), key=self._root, digest_size=32).digest()])
 
     def add(self, states: torch.Tensor, digests: Sequence[bytes]) -> torch.Tensor:
-        """`[positions, hidden]` states plus noise, in fp32; one digest of the chain a position."""
+        """Clipped `[positions, hidden]` states plus noise, in fp32; one digest a position."""
         assert len(digests) == states.shape[0]  # fewer would repeat the noise over positions
-        states = states.float()
+        states = states.float() if self.clip is None else clipped(states, self.clip)
         if self.std == 0.0:
             return states
         words = states.shape[1] + states.shape[1] % 2
         stream = b"".join(_keystream(digest, words * _WORD_BYTES) for digest in digests)
         unit = _gaussian(stream).reshape(len(digests), words)[:, : states.shape[1]]
+        if self.shape is not None:
+            unit = unit @ self.shape.root
         return states + self.std * unit.to(states.device)
+
+
+def noise_source(how: NoiseSettings, head_rms: float, hidden: int, domain: str) -> NoiseSource:
+    """What the settings say, for a head whose output has this typical RMS.
+
+    `domain` names model and cut.
+
+    Raises:
+        ConfigError: `noise.shape` is not a shape for `hidden`.
+    """
+    return NoiseSource(
+        noise_std(how.mode, how.scale, head_rms),
+        domain,
+        clip=clip_bound(how.mode, how.clip, head_rms, hidden),
+        shape=None if how.shape is None else NoiseShape.load(how.shape, hidden),
+    )
 
 
 def fresh_noise(

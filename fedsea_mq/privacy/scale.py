@@ -15,6 +15,17 @@ class NoiseMode(StrEnum):
     OFF = "off"
 
 
+def clip_bound(mode: NoiseMode, clip: float | None, head_rms: float, hidden: int) -> float | None:
+    """L2 norm that no position's state exceeds, or None where nothing is clipped.
+
+    `relative`: `clip` times the typical norm of the head's output, `head_rms * sqrt(hidden)`.
+    Otherwise `clip` itself.
+    """
+    if clip is None or mode is not NoiseMode.RELATIVE:
+        return clip
+    return clip * head_rms * math.sqrt(hidden)
+
+
 def noise_std(mode: NoiseMode, scale: float, head_rms: float) -> float:
     """Standard deviation of the noise, per element of the hidden state.
 

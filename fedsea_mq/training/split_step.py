@@ -89,6 +89,14 @@ class HeadStep(_Part):
         batch.check_rows("token ids", ids)
         return self._passes.blocks.evaluate(self._embedding(ids).float(), batch)
 
+    def states(self, ticket: Hashable) -> torch.Tensor:
+        """What `forward` gave for a pass that waits: `[total, hidden]`, of no graph.
+
+        Raises:
+            TicketUnknown: no pass waits under the ticket, or a step was taken since.
+        """
+        return self._passes.graphs.get(ticket).outputs.detach()
+
     def backward(self, ticket: Hashable, gradient: torch.Tensor) -> None:
         """Add to the adapter's gradients; `gradient` `[total, hidden]` is that by the states.
 

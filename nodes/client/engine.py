@@ -18,8 +18,7 @@ from fedsea_mq.model.kv_cache import KVCache
 from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.model.partition import Cut
 from fedsea_mq.model.parts import Head, Tail, load_client, split_spans, weight_bytes
-from fedsea_mq.privacy.noise import NoiseSource, typical_rms
-from fedsea_mq.privacy.scale import noise_std
+from fedsea_mq.privacy.noise import NoiseSource, noise_source, typical_rms
 from fedsea_mq.protocol.payload import PayloadSpec
 from fedsea_mq.serving.batcher import Batcher
 from fedsea_mq.serving.compute_thread import compute_thread
@@ -133,8 +132,7 @@ def load(settings: Settings) -> Loaded:
     fingerprint = checkpoint.fingerprint(cut)
     head, tail = load_client(checkpoint, cut, Numerics.of(model))
     rms = _head_rms(checkpoint, head, model.device)
-    std = noise_std(settings.noise.mode, settings.noise.scale, rms)
-    noise = NoiseSource(std, fingerprint)
+    noise = noise_source(settings.noise, rms, checkpoint.hidden, fingerprint)
     spec = PayloadSpec(settings.client.wire_dtype, checkpoint.hidden)
     adapters = load_adapters(settings.client.adapters, checkpoint, cut, head, tail)
     return Loaded(checkpoint, fingerprint, head, tail, rms, noise, spec, adapters)

@@ -11,7 +11,7 @@ import torch
 from fedsea_mq.errors import TrainingDiverged
 from fedsea_mq.model.wire_gradients import decode_gradient, encode_gradient
 from fedsea_mq.model.wire_states import decode_states, encode_states
-from fedsea_mq.privacy.noise import fresh_noise
+from fedsea_mq.privacy.noise import clip_gradient, fresh_noise
 from fedsea_mq.tasks.encoding import Encoded
 from fedsea_mq.training.averaging import Personal
 from fedsea_mq.training.batch import Packed
@@ -64,7 +64,7 @@ class Compute:
         return (self.parts.head.adapter, self.parts.tail.adapter)
 
     def send_states(self, micro: MicroBatch) -> list[bytes]:
-        """The head's states, noised, as a payload; the pass waits for its gradient."""
+        """The head's states, clipped and noised, as a payload; the pass waits for its gradient."""
         ids = micro.packed.ids.to(self.parts.settings.device)
         states = self.parts.head.forward(micro.ticket, ids, micro.packed.batch)
         return self._noised(states, micro)
@@ -116,8 +116,14 @@ class Compute:
         came = decode_gradient(gradient, exponent, total, spec)
         if not bool(came.isfinite().all()):
             raise TrainingDiverged("the trunk's gradient is not of finite numbers")
-        if self.parts.head.wants_gradient:
-            self.parts.head.backward(micro.ticket, came)
+        head, clip = self.parts.head, self.parts.noise.clip
+        if not head.wants_gradient:
+            return
+        if clip is not None:
+            # The trunk's is by the states that it was sent.
+            states = head.states(micro.ticket)
+            came = clip_gradient(came.to(states), states, clip)
+        head.backward(micro.ticket, came)
 
     def finish_gradients(self) -> float:
         """Add FedProx's pull, once a step; the squared norm of head's and tail's gradients then.

@@ -11,8 +11,7 @@ from fedsea_mq.model.calibration import calibration_ids
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.lora import Adapter
 from fedsea_mq.model.partition import Cut
-from fedsea_mq.privacy.noise import NoiseSource, typical_rms
-from fedsea_mq.privacy.scale import noise_std
+from fedsea_mq.privacy.noise import NoiseSource, noise_source, typical_rms
 from fedsea_mq.protocol.payload import PayloadSpec
 from fedsea_mq.settings import Settings
 from fedsea_mq.training.batch import Batch
@@ -45,7 +44,7 @@ class TrainedParts:
     def load(cls, settings: Settings, member: str) -> TrainedParts:
         """Read head and tail, measure the head's output, and set the noise from it.
 
-        Raises what `Checkpoint.load` raises.
+        Raises what `Checkpoint.load` and `noise_source` raise.
         """
         model, training = settings.model, settings.training
         cut = Cut(model.head_blocks, model.tail_blocks)
@@ -60,14 +59,13 @@ class TrainedParts:
         # Adapters add nothing yet: this is the base head, in whatever round the process starts.
         states = head.evaluate(torch.tensor(ids), Batch((len(ids),)))
         rms = typical_rms(states)
-        std = noise_std(settings.noise.mode, settings.noise.scale, rms)
         return cls(
             checkpoint,
             cut,
             fingerprint,
             head,
             tail,
-            NoiseSource(std, fingerprint),
+            noise_source(settings.noise, rms, checkpoint.hidden, fingerprint),
             rms,
             PayloadSpec(settings.client.wire_dtype, checkpoint.hidden),
             how,

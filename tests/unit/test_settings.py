@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from fedsea_mq.errors import ConfigError
 from fedsea_mq.privacy.scale import NoiseMode
 from fedsea_mq.protocol.payload import WireDtype
-from fedsea_mq.settings import Settings
+from fedsea_mq.settings import NOISE_OFF, NoiseSettings, Settings
 
 
 @pytest.fixture
@@ -83,6 +83,9 @@ def test_what_is_written_is_what_is_loaded(file: Path) -> None:
         ("model:\n  kv_cache: int8\n  dtype: fp16\n", "are for dtype fp32 or bf16"),
         ("noise:\n  mode: loud\n", "'relative', 'std', 'mean_abs' or 'off', found 'loud'"),
         ("noise:\n  scale: .nan\n", "noise.scale"),
+        ("noise:\n  clip: 0\n", "noise.clip: expected greater than 0, found 0"),
+        ("noise:\n  mode: off\n  clip: 1\n", "mode off leaves the states as they are"),
+        ("noise:\n  mode: off\n  shape: a.safetensors\n", "set clip and shape to null"),
         ("broker:\n  clients: localhost\n", "broker.clients: String should match"),
         ("broker:\n  timeout_ms: 1500\n", "timeout_ms must be at least twice heartbeat_ms"),
         ("trunk: 5\n", "trunk: expected"),
@@ -181,3 +184,9 @@ def test_a_node_listens_where_clients_can_be_sent(endpoint: str) -> None:
 )
 def test_a_node_cannot_offer_what_is_not_the_address_of_one_machine(endpoint: str) -> None:
     assert "trunk.direct" in refusal(None, f"trunk.direct={endpoint}")
+
+
+def test_noise_is_switched_off_with_all_that_goes_with_it() -> None:
+    settings = Settings.load(None, ["noise.clip=1.5", "noise.shape=shape.safetensors"])
+    assert settings.noise.shape == Path("shape.safetensors")
+    assert settings.replace(noise=NOISE_OFF).noise == NoiseSettings(mode=NoiseMode.OFF)

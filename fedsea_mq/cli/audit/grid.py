@@ -16,7 +16,7 @@ from fedsea_mq.cli.score import Asked
 from fedsea_mq.model.calibration import calibration_ids
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.privacy.attacks.public_model import PublicModel
-from fedsea_mq.settings import Settings
+from fedsea_mq.settings import NOISE_OFF, Settings
 from fedsea_mq.tasks.registry import find
 from fedsea_mq.tasks.task import Split, Wanted
 
@@ -66,7 +66,7 @@ FULL: Final = Grid(
 
 
 def _relative(scale: float) -> dict[str, Any]:
-    return {"mode": "relative", "scale": scale} if scale else {"mode": "off"}
+    return {"mode": "relative", "scale": scale} if scale else dict(NOISE_OFF)
 
 
 def _mean_abs(model: PublicModel) -> float:

@@ -14,7 +14,7 @@ from fedsea_mq.load.plan import Link
 from fedsea_mq.model.chat import Message
 from fedsea_mq.model.partition import Cut
 from fedsea_mq.model.sampling import SamplingSettings
-from fedsea_mq.settings import Settings
+from fedsea_mq.settings import NOISE_OFF, Settings
 from fedsea_mq.tasks.dialogues import Kind, dialogues
 from nodes.client import ClientNode, Completion
 from nodes.load.slow_peer_link import link_over
@@ -64,7 +64,7 @@ async def _each_way(*ways: str, cut: Cut = _CUT) -> list[list[Completion]]:
 
 async def _answers(settings: Settings) -> list[Completion]:
     """Noise off, because each client node draws its own: the tokens must be the same."""
-    quiet = settings.replace(noise={"mode": "off"})
+    quiet = settings.replace(noise=NOISE_OFF)
     async with ClientNode(quiet, link_over(_LINK, seed=0)) as client:
         return [await client.chat(asked, _GREEDY).complete() for asked in _questions()]
 

@@ -26,7 +26,7 @@ from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.lora import Adapter
 from fedsea_mq.model.partition import Cut, Part
 from fedsea_mq.run_settings import Strategy
-from fedsea_mq.settings import Settings
+from fedsea_mq.settings import NOISE_OFF, Settings
 from fedsea_mq.tasks.encoding import Encoded
 from fedsea_mq.training.data_order import DataOrder
 from fedsea_mq.training.initial_adapters import adapter_shapes, drawn_adapter
@@ -62,7 +62,7 @@ async def train_parity(steps: int) -> dict[str, Parity]:
 
 def _settings(folder: Path, strategy: Strategy, steps: int) -> Settings:
     return Settings().replace(
-        noise={"mode": "off"},
+        noise=NOISE_OFF,
         client={"wire_dtype": "fp32"},
         training={
             "run": str(strategy),

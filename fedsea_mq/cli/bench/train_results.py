@@ -27,7 +27,7 @@ from fedsea_mq.cli.score import Asked, score
 from fedsea_mq.model.adapters import merge_adapters
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.run_settings import TrainingSection
-from fedsea_mq.settings import Settings
+from fedsea_mq.settings import NOISE_OFF, Settings
 from fedsea_mq.tasks.registry import find
 from fedsea_mq.tasks.task import Scores, Split, Wanted
 from nodes.trainer.examples import Examples, held_out_examples, load_examples
@@ -191,7 +191,7 @@ def _asked(training: TrainingSection, count: int) -> Asked:
 
 
 def _noise(scale: float) -> dict[str, Any]:
-    return {"mode": "relative", "scale": scale} if scale else {"mode": "off"}
+    return {"mode": "relative", "scale": scale} if scale else dict(NOISE_OFF)
 
 
 def markdown_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
