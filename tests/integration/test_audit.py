@@ -30,10 +30,11 @@ async def test_what_is_captured_is_what_the_client_sent_and_the_trunk_computed()
     )
     victim = Victim(tokens, ())
     async with live_system(OFF) as system:
-        (clean,) = await system.capture(system.settings, [victim], 4)
+        (clean,), _ = await system.capture(system.settings, [victim], 4)
         noisy = system.settings.replace(noise={"mode": "std", "scale": 2.0})
-        first, again = await system.capture(noisy, [victim, victim], 4)
-        (elsewhere,) = await system.capture(noisy, [victim], 4)
+        (first, again), drawn = await system.capture(noisy, [victim, victim], 4)
+        (elsewhere,), _ = await system.capture(noisy, [victim], 4)
+    assert drawn.std == 2.0
     assert clean.tokens[: len(tokens)] == tokens
     assert len(clean.tokens) == clean.seen.received.shape[0] == len(tokens) + 3
     states = model.states(clean.tokens)
@@ -61,6 +62,8 @@ async def test_a_whole_audit_reports_what_was_recovered_and_is_not_done_twice(
     assert named["public tail on outputs", 0.0]["answer_recovery"] == 1.0
     assert all(row["random_baseline"] < 0.1 for row in rows)
     told = report(rows)
+    assert [one["epsilon"] for one in told["epsilon"]] == [None, None]
+    assert "noise.clip" in told["epsilon"][1]["because"]
     assert len(told["strongest"]) == 2
     assert told["recommended"]["utility"] == max(row["utility"] for row in rows)
     chosen = recommended(rows)

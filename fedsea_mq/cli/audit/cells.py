@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from statistics import fmean
 from typing import Any, Final
@@ -12,7 +12,9 @@ from typing import Any, Final
 from fedsea_mq.cli.audit.live import Captured, LiveSystem
 from fedsea_mq.cli.audit.victims import Victim
 from fedsea_mq.cli.score import Asked, score
+from fedsea_mq.errors import ConfigError
 from fedsea_mq.model.partition import Cut
+from fedsea_mq.privacy.accounting import privacy_of
 from fedsea_mq.privacy.attacks.attack import Attack, Knowledge, Known, Seen
 from fedsea_mq.privacy.attacks.averaging import averaged
 from fedsea_mq.privacy.attacks.decoder import LearnedDecoder
@@ -21,6 +23,7 @@ from fedsea_mq.privacy.attacks.nearest import NearestNeighbour
 from fedsea_mq.privacy.attacks.output_side import PublicTail
 from fedsea_mq.privacy.attacks.public_model import PublicModel
 from fedsea_mq.privacy.attacks.vocabulary import BeamMatching, VocabularyMatching
+from fedsea_mq.privacy.noise import NoiseSource
 from fedsea_mq.privacy.recovery import Guessed, Judge
 from fedsea_mq.privacy.scale import NoiseMode
 from fedsea_mq.settings import Settings
@@ -34,6 +37,7 @@ ATTACKS: Final[tuple[type[Attack], ...]] = (
     PublicTail,
 )
 _ANSWER_TOKENS: Final = 12
+_DELTA: Final = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +76,9 @@ async def audit_cell(
 ) -> list[dict[str, Any]]:
     """Capture, attack and score: a row for each attack of each attacker."""
     settings = setting.of(system.settings)
-    captures = await system.capture(settings, audience.victims, _ANSWER_TOKENS)
+    captures, noise = await system.capture(settings, audience.victims, _ANSWER_TOKENS)
     again = [
-        await system.capture(settings, audience.victims, _ANSWER_TOKENS)
+        (await system.capture(settings, audience.victims, _ANSWER_TOKENS))[0]
         for _ in range(audience.restarts if settings.noise.mode is not NoiseMode.OFF else 0)
     ]
     (scored,) = await score(settings, [setting.noise], audience.asked, join=True)
@@ -93,14 +97,25 @@ async def audit_cell(
         "sigma": round(scored.sigma, 6),
         "sigma_over_head_rms": round(scored.sigma_over_head_rms, 4),
         **utility,
+        "privacy": _epsilon(noise, max(len(victim.tokens) for victim in audience.victims)),
     }
     rows: list[dict[str, Any]] = []
     for attacker in attackers:
-        known = Known(attacker.model, scored.sigma, audience.shadow)
-        attacked = partial(_attacked, known, judge, captures, again)
+        known = Known(attacker.model.against(noise), scored.sigma, audience.shadow)
+        runs = [[_looked_at(known.model, one) for one in run] for run in (captures, *again)]
+        attacked = partial(_attacked, known, judge, runs)
         found = await asyncio.to_thread(_listed, attacked)
         rows += [said | row | _knowing(row, attacker) for row in found]
     return rows
+
+
+def _epsilon(noise: NoiseSource, positions: int) -> dict[str, Any]:
+    """Of one prompt of at most so many positions, sent once; or why there is none."""
+    try:
+        found = privacy_of(noise, positions=positions, delta=_DELTA)
+    except ConfigError as error:
+        return {"epsilon": None, "because": str(error)}
+    return {**asdict(found), "epsilon": round(found.epsilon, 1)}
 
 
 def _listed(rows: Callable[[], Iterator[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -115,15 +130,19 @@ def _knowing(row: dict[str, Any], attacker: Attacker) -> dict[str, Any]:
 def _attacked(
     known: Known,
     judge: Judge,
-    captures: Sequence[Captured],
-    again: Sequence[Sequence[Captured]],
+    runs: Sequence[Sequence[Captured]],
 ) -> Iterator[dict[str, Any]]:
     for make in ATTACKS:
         attack = make()
         attack.fit(known)
-        yield _row(attack.name, attack.knowledge, judge, _guesses(attack, captures))
-    if again:
-        yield from _averaging(known, judge, [captures, *again])
+        yield _row(attack.name, attack.knowledge, judge, _guesses(attack, runs[0]))
+    if len(runs) > 1:
+        yield from _averaging(known, judge, runs)
+
+
+def _looked_at(model: PublicModel, one: Captured) -> Captured:
+    """What was received, as the attacker looks at the states that it computes itself."""
+    return replace(one, seen=replace(one.seen, received=model.whitened(one.seen.received)))
 
 
 def _averaging(

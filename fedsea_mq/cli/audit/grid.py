@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from fedsea_mq.cli.audit.cells import Attacker, Audience, Setting, audit_cell
@@ -16,6 +17,8 @@ from fedsea_mq.cli.score import Asked
 from fedsea_mq.model.calibration import calibration_ids
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.privacy.attacks.public_model import PublicModel
+from fedsea_mq.privacy.noise_shape import write_shape
+from fedsea_mq.privacy.shaping import output_gradients, shaped_root
 from fedsea_mq.settings import NOISE_OFF, Settings
 from fedsea_mq.tasks.registry import find
 from fedsea_mq.tasks.task import Split, Wanted
@@ -27,6 +30,11 @@ _UTILITY_SEED: Final = 2000
 ISOTROPIC: Final = "isotropic noise"
 PAPER: Final = "isotropic noise, the paper's scale"
 INT8: Final = "isotropic noise, int8 on the wire"
+CLIPPED: Final = "clipped, isotropic noise"
+SHAPED: Final = "noise shaped to what the trunk tolerates"
+# Of the typical norm: about half of the states are scaled down a little, some much.
+_CLIP: Final = 0.8
+_RIDGE: Final = 0.1
 _ADAPTER: Final = "private"
 
 
@@ -49,19 +57,22 @@ class Grid:
     others_at: Sequence[float] = ()
     adapter: Path | None = None
 
-    def settings(self, cut: tuple[int, int], model: PublicModel) -> list[Setting]:
-        """What is tried at a cut."""
+    def settings(self, cut: tuple[int, int], model: PublicModel, shape: Path) -> list[Setting]:
+        """What is tried at a cut; `shape` is the file of a shaped noise for it."""
         found = [Setting(ISOTROPIC, _relative(scale)) for scale in self.scales]
         found.append(Setting(PAPER, {"mode": "mean_abs", "scale": _mean_abs(model)}))
         if cut == self.cuts[0]:
-            int8 = {"wire_dtype": "int8"}
-            found += [Setting(INT8, _relative(scale), int8) for scale in self.others_at]
+            for scale in self.others_at:
+                noise = _relative(scale)
+                found.append(Setting(INT8, noise, {"wire_dtype": "int8"}))
+                found.append(Setting(CLIPPED, {**noise, "clip": _CLIP}))
+                found.append(Setting(SHAPED, {**noise, "shape": str(shape)}))
         return found
 
 
 QUICK: Final = Grid(((1, 1),), (0.0, 0.5), 2, 48, 6, 3, ("embedded",))
 FULL: Final = Grid(
-    ((1, 1), (2, 1), (3, 1)), (0.0, 0.5, 1.0, 2.0, 4.0), 4, 64, 12, 3, ("embedded",), (0.5, 1.0)
+    ((1, 1), (2, 1), (3, 1)), (0.0, 0.5, 1.0, 2.0, 4.0), 4, 64, 40, 3, ("embedded",), (0.5, 1.0)
 )
 
 
@@ -78,29 +89,46 @@ async def audit(
     settings: Settings, grid: Grid, folder: Path | None
 ) -> AsyncIterator[list[dict[str, Any]]]:
     """The rows of one setting after another; what `folder` has of them is not found again."""
-    for cut in grid.cuts:
-        at_cut = _at_cut(settings, grid, cut)
-        attackers = _attackers(at_cut, grid)
-        audience = _audience(grid, cut, attackers[0].model.checkpoint)
-        kept = _Kept(folder, at_cut, grid)
-        wanted = grid.settings(cut, attackers[0].model)
-        found = {number: kept.find(setting) for number, setting in enumerate(wanted)}
-        for rows in found.values():
-            if rows is not None:
+    with TemporaryDirectory(prefix="fedsea-audit-") as name:
+        for cut in grid.cuts:
+            async for rows in _audit_cut(settings, grid, cut, folder, Path(name)):
                 yield rows
-        missing = [setting for number, setting in enumerate(wanted) if found[number] is None]
-        if not missing:
-            continue
-        async with live_system(at_cut) as system:
-            for setting in missing:
-                rows = await audit_cell(system, setting, attackers, audience)
-                kept.add(setting, rows)
-                yield rows
+
+
+async def _audit_cut(
+    settings: Settings, grid: Grid, cut: tuple[int, int], folder: Path | None, scratch: Path
+) -> AsyncIterator[list[dict[str, Any]]]:
+    at_cut = _at_cut(settings, grid, cut)
+    attackers = _attackers(at_cut, grid)
+    audience = _audience(grid, cut, attackers[0].model.checkpoint)
+    kept = _Kept(folder, at_cut, grid)
+    shape = (scratch if folder is None else folder) / f"shape-{cut[0]}-{cut[1]}.safetensors"
+    wanted = grid.settings(cut, attackers[0].model, shape)
+    found = {number: kept.find(setting) for number, setting in enumerate(wanted)}
+    for rows in found.values():
+        if rows is not None:
+            yield rows
+    missing = [setting for number, setting in enumerate(wanted) if found[number] is None]
+    if not missing:
+        return
+    if any("shape" in setting.noise for setting in missing):
+        _write_shape(attackers[0].model, audience.shadow, shape)
+    async with live_system(at_cut) as system:
+        for setting in missing:
+            rows = await audit_cell(system, setting, attackers, audience)
+            kept.add(setting, rows)
+            yield rows
+
+
+def _write_shape(model: PublicModel, texts: Sequence[Sequence[int]], file: Path) -> None:
+    """The noise that spares the loss on texts of the kind."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_shape(file, shaped_root(output_gradients(model, texts), _RIDGE))
 
 
 def cells_of(grid: Grid) -> int:
     """How many settings there are, over all cuts."""
-    return len(grid.cuts) * (len(grid.scales) + 1) + len(grid.others_at)
+    return len(grid.cuts) * (len(grid.scales) + 1) + 3 * len(grid.others_at)
 
 
 def _at_cut(settings: Settings, grid: Grid, cut: tuple[int, int]) -> Settings:

@@ -14,6 +14,7 @@ from fedsea_mq.model.attention import Span
 from fedsea_mq.model.kv_cache import KVCache
 from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.privacy.attacks.attack import Seen
+from fedsea_mq.privacy.noise import NoiseSource
 from fedsea_mq.settings import Settings
 from nodes.client import ClientNode
 from nodes.trunk import TrunkNode
@@ -72,8 +73,8 @@ class LiveSystem:
 
     async def capture(
         self, settings: Settings, victims: Sequence[Victim], answer_tokens: int
-    ) -> list[Captured]:
-        """Have a new client node ask for an answer to each victim's prompt.
+    ) -> tuple[list[Captured], NoiseSource]:
+        """Have a new client node ask for an answer to each victim's prompt; and its noise.
 
         `settings` are those of this system but for what is the client's own.
         """
@@ -86,7 +87,7 @@ class LiveSystem:
                 seen = self.engine.take(len(victim.tokens))
                 tokens = (*victim.tokens, *answer)[: seen.received.shape[0]]
                 found.append(Captured(seen, tokens, victim.secrets))
-        return found
+            return found, client.model.noise
 
 
 @asynccontextmanager

@@ -63,8 +63,17 @@ def report(rows: Sequence[Row]) -> dict[str, Any]:
         "grid": [{**row, "sigma_unit": "standard deviation of each element"} for row in rows],
         "strongest": [_named(row) for row in strongest(rows)],
         "recommended": None if chosen is None else {**_named(chosen), "risk": in_words(chosen)},
-        "epsilon": None,
+        "epsilon": _epsilons(rows),
     }
+
+
+def _epsilons(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Of each setting, for one prompt sent once; null where none can be said, and why."""
+    settings = {(row["defence"], row["cut"], row["sigma"]): row["privacy"] for row in rows}
+    return [
+        {"defence": defence, "cut": cut, "sigma": sigma, **privacy}
+        for (defence, cut, sigma), privacy in settings.items()
+    ]
 
 
 def _named(row: Row) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class SoftInversion:
     def fit(self, known: Known) -> None:
         """Nothing is learnt; the table is where the search begins."""
         self._head = known.model.head
+        self._presented = known.model.presented
         self._told = known.model.whole(known.model.head.run)
         self._table = TokenTable(known.model, first_token(known))
 
@@ -54,4 +55,4 @@ class SoftInversion:
     def _states(self, mixture: torch.Tensor) -> torch.Tensor:
         embedding = self._head.embedding.weight
         inputs = (mixture.softmax(dim=-1).to(embedding.dtype) @ embedding).to(self._head.run.dtype)
-        return self._told(inputs, PackedLayout((mixture.shape[0],))).float()
+        return self._presented(self._told(inputs, PackedLayout((mixture.shape[0],))))

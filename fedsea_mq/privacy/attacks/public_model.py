@@ -18,6 +18,7 @@ from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.model.packed_attention import PackedLayout
 from fedsea_mq.model.partition import Cut
 from fedsea_mq.model.parts import BlockRun, Head, Tail, load_client, load_trunk
+from fedsea_mq.privacy.noise import NoiseSource, clipped
 from fedsea_mq.settings import ModelSettings
 
 _ADAPTER = "known"
@@ -40,13 +41,19 @@ class Caches:
 
 @dataclass(frozen=True, slots=True)
 class PublicModel:
-    """Head, trunk and tail together; `adapter` names what they are run with, if anything."""
+    """Head, trunk and tail together; `adapter` names what they are run with, if anything.
+
+    What leaves the head is given as the trunk would best look at it: clipped as the client clips,
+    and multiplied by `whitening` `[hidden, hidden]`, which makes shaped noise isotropic again.
+    """
 
     checkpoint: Checkpoint
     head: Head
     trunk: BlockRun
     tail: Tail
     adapter: str | None = None
+    clip: float | None = None
+    whitening: torch.Tensor | None = None
 
     @classmethod
     def load(cls, model: ModelSettings, adapter: Path | None = None) -> Self:
@@ -66,6 +73,21 @@ class PublicModel:
         if not any(changed):
             raise AdapterError(f"{adapter}: nothing for any block of the model")
         return cls(checkpoint, head, trunk, tail, _ADAPTER)
+
+    def against(self, noise: NoiseSource) -> Self:
+        """The same for an attacker that knows how states are clipped and the noise is shaped."""
+        root = None if noise.shape is None else noise.shape.root
+        whitening = None if root is None else torch.linalg.inv(root.double()).float()
+        return replace(self, clip=noise.clip, whitening=whitening)
+
+    def presented(self, states: torch.Tensor) -> torch.Tensor:
+        """States `[positions, hidden]` that leave the head, as the attacker looks at them."""
+        states = states.float() if self.clip is None else clipped(states, self.clip)
+        return self.whitened(states)
+
+    def whitened(self, received: torch.Tensor) -> torch.Tensor:
+        """What was received `[positions, hidden]`, as the attacker looks at it."""
+        return received if self.whitening is None else received @ self.whitening.to(received)
 
     @property
     def vocab(self) -> int:
@@ -96,15 +118,14 @@ class PublicModel:
         cache = self.head.run.new_cache(len(tokens))
         span = Span(cache, 0, len(tokens), adapter=self.adapter)
         ids = torch.tensor(list(tokens), device=self.device)
-        states: torch.Tensor = self.head(ids, [span])
-        return states.float()
+        return self.presented(self.head(ids, [span]))
 
     @torch.inference_mode()
     def alternatives(self, ids: torch.Tensor, cache: KVCache, start: int) -> torch.Tensor:
         """What would leave the head for each of `ids` at position `start`: `[ids, hidden]`."""
         run = self.head.run
         embedded = self.head.embedding(ids).to(run.dtype)
-        return run.alternatives(embedded, cache, start, self.adapter).float()
+        return self.presented(run.alternatives(embedded, cache, start, self.adapter))
 
     @torch.inference_mode()
     def advance(self, tokens: Sequence[int], caches: Sequence[Caches], start: int) -> torch.Tensor:

@@ -17,6 +17,8 @@ from fedsea_mq.privacy.attacks.nearest import NearestNeighbour
 from fedsea_mq.privacy.attacks.output_side import PublicTail
 from fedsea_mq.privacy.attacks.public_model import PublicModel
 from fedsea_mq.privacy.attacks.vocabulary import BeamMatching, VocabularyMatching
+from fedsea_mq.privacy.noise import NoiseSource, clipped
+from fedsea_mq.privacy.noise_shape import NoiseShape
 from fedsea_mq.settings import ModelSettings
 from tests.conftest import MakeModel
 
@@ -163,3 +165,27 @@ def test_an_average_of_independent_noise_is_nearer_and_one_of_equal_noise_is_not
     torch.testing.assert_close(same.received, several[0].received)
     with pytest.raises(ConfigError, match="lengths"):
         averaged([several[0], seen(model, tokens=TOKENS[:5])])
+
+
+def test_an_attacker_who_knows_clip_and_shape_undoes_them(make_model: MakeModel) -> None:
+    model = public(make_model("llama"))
+    hidden = model.checkpoint.hidden
+    drawn = torch.Generator().manual_seed(4)
+    # Most of the noise in one half of the directions.
+    basis = torch.linalg.qr(torch.randn(hidden, hidden, generator=drawn)).Q
+    spread = torch.cat((torch.full((hidden // 2,), 0.1), torch.full((hidden // 2,), 1.41)))
+    root = (basis * (spread / spread.square().mean().sqrt())) @ basis.T
+    shape = NoiseShape(root, "a digest")
+    bound = float(model.states(TOKENS).norm(dim=-1).median())
+    noise = NoiseSource(0.8, "test", clip=bound, shape=shape)
+    received = noise.add(model.states(TOKENS), noise.chain().extend(0, TOKENS))
+
+    knows = model.against(noise)
+    looked_at = knows.whitened(received)
+    expected = clipped(model.states(TOKENS), bound) @ torch.linalg.inv(root)
+    torch.testing.assert_close(knows.states(TOKENS), expected, atol=1e-2, rtol=1e-3)
+    error = looked_at - knows.states(TOKENS)
+    assert float(error.std()) == pytest.approx(0.8, rel=0.1)  # isotropic again
+    attack = BeamMatching()
+    right = share(attack, known(knows, 0.8), Seen(looked_at, looked_at, len(TOKENS)))
+    assert right == 1.0
