@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from transformers import PreTrainedTokenizerBase
 
+from fedsea_mq.errors import ConfigError
 from fedsea_mq.tasks.metrics import Rouge
 
 # A token that is more than one in so many of the shadow text's is no content.
@@ -55,7 +56,8 @@ class Recovery:
 class Judge:
     """Compares guesses with what was said.
 
-    `shadow` are texts of the kind, which say what is common.
+    `shadow` are texts of the kind, which say what is common. Raises `ConfigError` without the
+    library that BLEU is from.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, shadow: Iterable[Sequence[int]]) -> None:
@@ -63,6 +65,11 @@ class Judge:
         self._counts = Counter(token for tokens in shadow for token in tokens)
         self._total = self._counts.total()
         self._rouge = Rouge("rougeL")
+        try:
+            from sacrebleu import corpus_bleu
+        except ImportError as error:
+            raise ConfigError("an audit needs sacrebleu: install fedsea_mq[audit]") from error
+        self._corpus_bleu = corpus_bleu
 
     def is_content(self, token: int) -> bool:
         """Whether a token is rare enough to say something."""
@@ -84,12 +91,16 @@ class Judge:
             content_recovery=_share([self._content(one) for one in victims]),
             answer_recovery=_answers(victims),
             rouge_l=fmean(self._rouge(guess, true)["rougeL"] for true, guess in texts),
-            bleu=_bleu(texts),
+            bleu=self._bleu(texts),
             exact_prompts=fmean(
                 list(_prompt(one)) == list(one.tokens[: one.prompt]) for one in victims
             ),
             secrets=_share([self._secrets(one) for one in victims]),
         )
+
+    def _bleu(self, texts: Sequence[tuple[str, str]]) -> float:
+        trues, guesses = zip(*texts, strict=True)
+        return float(self._corpus_bleu(list(guesses), [list(trues)]).score) / 100
 
     def _text(self, tokens: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
@@ -129,10 +140,3 @@ def _bootstrap(hits: Sequence[Sequence[bool]]) -> tuple[float, float]:
     drawn: Callable[..., list[Sequence[bool]]] = random.Random(0).choices  # noqa: S311
     shares = sorted(_share(drawn(hits, k=len(hits))) for _ in range(_RESAMPLED))
     return shares[_RESAMPLED // 40], shares[-_RESAMPLED // 40 - 1]
-
-
-def _bleu(texts: Sequence[tuple[str, str]]) -> float:
-    from sacrebleu import corpus_bleu
-
-    trues, guesses = zip(*texts, strict=True)
-    return float(corpus_bleu(list(guesses), [list(trues)]).score) / 100

@@ -61,6 +61,7 @@ class Audience:
     shadow: Sequence[Sequence[int]]
     asked: Sequence[Asked]
     restarts: int
+    judge: Judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,6 @@ async def audit_cell(
     ]
     (scored,) = await score(settings, [setting.noise], audience.asked, join=True)
     system.engine.forget()
-    judge = Judge(attackers[0].model.checkpoint.tokenizer, audience.shadow)
     utility = {
         "utility": round(fmean(scored.scores.values()), 4),
         "scores": {name: round(value, 4) for name, value in scored.scores.items()},
@@ -103,7 +103,7 @@ async def audit_cell(
     for attacker in attackers:
         known = Known(attacker.model.against(noise), scored.sigma, audience.shadow)
         runs = [[_looked_at(known.model, one) for one in run] for run in (captures, *again)]
-        attacked = partial(_attacked, known, judge, runs)
+        attacked = partial(_attacked, known, audience.judge, runs)
         found = await asyncio.to_thread(_listed, attacked)
         rows += [said | row | _knowing(row, attacker) for row in found]
     return rows

@@ -18,6 +18,7 @@ from fedsea_mq.model.calibration import calibration_ids
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.privacy.attacks.public_model import PublicModel
 from fedsea_mq.privacy.noise_shape import write_shape
+from fedsea_mq.privacy.recovery import Judge
 from fedsea_mq.privacy.shaping import output_gradients, shaped_root
 from fedsea_mq.settings import NOISE_OFF, Settings
 from fedsea_mq.tasks.registry import find
@@ -170,7 +171,8 @@ def _audience(grid: Grid, cut: tuple[int, int], checkpoint: Checkpoint) -> Audie
         )
     ]
     asked = [Asked.of(task, Wanted(Split.VALIDATION, grid.asked, _UTILITY_SEED)) for task in tasks]
-    return Audience(victims, shadow, asked, grid.restarts if cut == grid.cuts[0] else 0)
+    restarts = grid.restarts if cut == grid.cuts[0] else 0
+    return Audience(victims, shadow, asked, restarts, Judge(checkpoint.tokenizer, shadow))
 
 
 class _Kept:
