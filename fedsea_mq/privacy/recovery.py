@@ -86,16 +86,16 @@ class Judge:
             (self._text(one.tokens[: one.prompt]), self._text(_prompt(one))) for one in victims
         ]
         return Recovery(
-            token_recovery=_share([_hits(one, slice(0, one.prompt)) for one in victims]),
-            ci=_bootstrap([_hits(one, slice(0, one.prompt)) for one in victims]),
-            content_recovery=_share([self._content(one) for one in victims]),
+            token_recovery=share([_hits(one, slice(0, one.prompt)) for one in victims]),
+            ci=bootstrap([_hits(one, slice(0, one.prompt)) for one in victims]),
+            content_recovery=share([self._content(one) for one in victims]),
             answer_recovery=_answers(victims),
             rouge_l=fmean(self._rouge(guess, true)["rougeL"] for true, guess in texts),
             bleu=self._bleu(texts),
             exact_prompts=fmean(
                 list(_prompt(one)) == list(one.tokens[: one.prompt]) for one in victims
             ),
-            secrets=_share([self._secrets(one) for one in victims]),
+            secrets=share([self._secrets(one) for one in victims]),
         )
 
     def _bleu(self, texts: Sequence[tuple[str, str]]) -> float:
@@ -127,16 +127,20 @@ def _hits(one: Guessed, part: slice) -> list[bool]:
 def _answers(victims: Sequence[Guessed]) -> float | None:
     """Of the tokens after the prompts, if there are any."""
     hits = [_hits(one, slice(one.prompt, None)) for one in victims]
-    return _share(hits) if any(hits) else None
+    return share(hits) if any(hits) else None
 
 
-def _share(hits: Sequence[Sequence[bool]]) -> float:
+def share(hits: Sequence[Sequence[bool]]) -> float:
+    """Of all hits and misses, over all texts; 0 of none."""
     every = [hit for one in hits for hit in one]
     return fmean(every) if every else 0.0
 
 
-def _bootstrap(hits: Sequence[Sequence[bool]]) -> tuple[float, float]:
-    """Whole victims are drawn again: the positions of one text are not independent."""
+def bootstrap(hits: Sequence[Sequence[bool]]) -> tuple[float, float]:
+    """The 95 % interval of `share`.
+
+    Whole texts are drawn again: the positions of one are not independent.
+    """
     drawn: Callable[..., list[Sequence[bool]]] = random.Random(0).choices  # noqa: S311
-    shares = sorted(_share(drawn(hits, k=len(hits))) for _ in range(_RESAMPLED))
+    shares = sorted(share(drawn(hits, k=len(hits))) for _ in range(_RESAMPLED))
     return shares[_RESAMPLED // 40], shares[-_RESAMPLED // 40 - 1]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from fedsea_mq.cli.audit.grid import ISOTROPIC, PAPER, Grid, audit
+from fedsea_mq.cli.audit.grid import ISOTROPIC, PAPER, Grid, audit, audit_beside
 from fedsea_mq.cli.audit.live import live_system
 from fedsea_mq.cli.audit.page import page
 from fedsea_mq.cli.audit.plots import plot_audit
@@ -61,7 +62,12 @@ async def test_a_whole_audit_reports_what_was_recovered_and_is_not_done_twice(
     assert beam["token_recovery"] == beam["secrets"] == beam["exact_prompts"] == 1.0
     assert named["public tail on outputs", 0.0]["answer_recovery"] == 1.0
     assert all(row["random_baseline"] < 0.1 for row in rows)
-    told = report(rows)
+    assert all(row["membership_auc"] == 1.0 for row in rows)
+    beside = await audit_beside(QUIET, replace(SMALL, trained=3, gradient_noises=(0.0,)))
+    labels, forward, both = beside["training"]
+    assert labels["label_recovery"] == both["label_recovery"] == 1.0
+    assert labels["token_recovery"] < 0.5 < forward["token_recovery"] <= both["token_recovery"]
+    told = report(rows, beside)
     assert [one["epsilon"] for one in told["epsilon"]] == [None, None]
     assert "noise.clip" in told["epsilon"][1]["because"]
     assert len(told["strongest"]) == 2
@@ -70,7 +76,7 @@ async def test_a_whole_audit_reports_what_was_recovered_and_is_not_done_twice(
     assert chosen is not None
     plots = plot_audit(rows, tmp_path)
     assert all(file.stat().st_size > 10_000 for file in plots)
-    assert told["recommended"]["risk"] in page(rows, ["recovery.png"])
+    assert told["recommended"]["risk"] in page(told, rows, ["recovery.png"])
     # Nothing is left to be done, so nothing is started.
     kept = [row async for found in audit(QUIET, SMALL, tmp_path) for row in found]
     assert kept == rows

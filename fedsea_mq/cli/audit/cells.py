@@ -19,6 +19,7 @@ from fedsea_mq.privacy.attacks.attack import Attack, Knowledge, Known, Seen
 from fedsea_mq.privacy.attacks.averaging import averaged
 from fedsea_mq.privacy.attacks.decoder import LearnedDecoder
 from fedsea_mq.privacy.attacks.inversion import SoftInversion
+from fedsea_mq.privacy.attacks.membership import membership_auc
 from fedsea_mq.privacy.attacks.nearest import NearestNeighbour
 from fedsea_mq.privacy.attacks.output_side import PublicTail
 from fedsea_mq.privacy.attacks.public_model import PublicModel
@@ -38,6 +39,8 @@ ATTACKS: Final[tuple[type[Attack], ...]] = (
 )
 _ANSWER_TOKENS: Final = 12
 _DELTA: Final = 1e-5
+# Other texts that each victim's is told from.
+_DECOYS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,9 @@ async def audit_cell(
         **utility,
         "privacy": _epsilon(noise, max(len(victim.tokens) for victim in audience.victims)),
     }
+    base = attackers[0].model.against(noise)
+    sent = [(_looked_at(base, one).seen, one.tokens) for one in captures]
+    said["membership_auc"] = membership_auc(base, sent, audience.shadow[:_DECOYS])
     rows: list[dict[str, Any]] = []
     for attacker in attackers:
         known = Known(attacker.model.against(noise), scored.sigma, audience.shadow)

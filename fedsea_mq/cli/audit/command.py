@@ -41,10 +41,19 @@ def audit(
     """Attack what a trunk really receives, and say what was recovered, beside what noise costs."""
     import torch
 
-    from fedsea_mq.cli.audit.grid import FULL, QUICK
+    from fedsea_mq.cli.audit.grid import FULL, QUICK, audit_beside
     from fedsea_mq.cli.audit.page import page
     from fedsea_mq.cli.audit.plots import plot_audit
-    from fedsea_mq.cli.audit.report import COLUMNS, by_setting, cells, in_words, recommended, report
+    from fedsea_mq.cli.audit.report import (
+        COLUMNS,
+        TRAINING,
+        by_setting,
+        cells,
+        in_words,
+        recommended,
+        report,
+        training_cells,
+    )
 
     settings = Settings.load(config, set_ or [], ["log.level=warning"])
     configure_logging(settings.log)
@@ -58,17 +67,19 @@ def audit(
     if task:
         grid = replace(grid, tasks=task)
     rows = asyncio.run(_rows(settings, grid, out))
-    told = report(rows)
+    beside = asyncio.run(audit_beside(settings, grid))
+    told = report(rows, beside)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "report.json").write_text(json_text(told))
         plots = plot_audit(rows, out)
-        (out / "report.md").write_text(page(rows, [file.name for file in plots]))
+        (out / "report.md").write_text(page(told, rows, [file.name for file in plots]))
     if as_json:
         print_json(told)
         return
     for title, here in by_setting(rows):
         print_table(title, COLUMNS, map(cells, here))
+    print_table("training, at the settings' noise", TRAINING, training_cells(told["training"]))
     chosen = recommended(rows)
     if chosen is not None:
         console.print(in_words(chosen), markup=False)

@@ -12,10 +12,12 @@ from typing import Any, Final
 
 from fedsea_mq.cli.audit.cells import Attacker, Audience, Setting, audit_cell
 from fedsea_mq.cli.audit.live import live_system
+from fedsea_mq.cli.audit.training_cells import audit_training
 from fedsea_mq.cli.audit.victims import marked
 from fedsea_mq.cli.score import Asked
 from fedsea_mq.model.calibration import calibration_ids
 from fedsea_mq.model.checkpoint import Checkpoint
+from fedsea_mq.privacy.attacks.lengths import told_by_lengths
 from fedsea_mq.privacy.attacks.public_model import PublicModel
 from fedsea_mq.privacy.noise_shape import write_shape
 from fedsea_mq.privacy.recovery import Judge
@@ -44,8 +46,9 @@ class Grid:
     """Noise scales are relative to the head output's RMS; 0 is none.
 
     `victims` texts of each task are attacked, `shadow` texts are the attacker's own, `asked` units
-    are scored. At the first cut each text is sent again by so many client nodes started anew
-    (`restarts`), and other defences than noise alone are tried, at the scales `others_at`.
+    are scored. One member trains on `trained` examples at each of `gradient_noises`. At the first
+    cut each text is sent again by `restarts` client nodes started anew, and other defences than
+    noise alone are tried, at the scales `others_at`.
     """
 
     cuts: Sequence[tuple[int, int]]
@@ -56,6 +59,8 @@ class Grid:
     restarts: int
     tasks: Sequence[str]
     others_at: Sequence[float] = ()
+    trained: int = 4
+    gradient_noises: Sequence[float] = (0.0, 1.0)
     adapter: Path | None = None
 
     def settings(self, cut: tuple[int, int], model: PublicModel, shape: Path) -> list[Setting]:
@@ -71,9 +76,26 @@ class Grid:
         return found
 
 
-QUICK: Final = Grid(((1, 1),), (0.0, 0.5), 2, 48, 6, 3, ("embedded",))
+QUICK: Final = Grid(
+    cuts=((1, 1),),
+    scales=(0.0, 0.5),
+    victims=2,
+    shadow=48,
+    asked=6,
+    restarts=3,
+    tasks=("embedded",),
+)
 FULL: Final = Grid(
-    ((1, 1), (2, 1), (3, 1)), (0.0, 0.5, 1.0, 2.0, 4.0), 4, 64, 40, 3, ("embedded",), (0.5, 1.0)
+    cuts=((1, 1), (2, 1), (3, 1)),
+    scales=(0.0, 0.5, 1.0, 2.0, 4.0),
+    victims=4,
+    shadow=64,
+    asked=40,
+    restarts=3,
+    tasks=("embedded",),
+    others_at=(0.5, 1.0),
+    trained=8,
+    gradient_noises=(0.0, 0.5, 1.0),
 )
 
 
@@ -125,6 +147,18 @@ def _write_shape(model: PublicModel, texts: Sequence[Sequence[int]], file: Path)
     """The noise that spares the loss on texts of the kind."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_shape(file, shaped_root(output_gradients(model, texts), _RIDGE))
+
+
+async def audit_beside(settings: Settings, grid: Grid) -> dict[str, Any]:
+    """What training gives away at the settings' cut and noise, and what lengths alone do."""
+    shadow = _audience(grid, grid.cuts[0], Checkpoint.open(settings.model.path)).shadow
+    rows = [
+        {"task": task, **row}
+        for task in grid.tasks
+        for row in await audit_training(settings, task, grid.trained, grid.gradient_noises, shadow)
+    ]
+    lengths = told_by_lengths([len(tokens) for tokens in shadow])
+    return {"training": rows, "lengths": asdict(lengths)}
 
 
 def cells_of(grid: Grid) -> int:
@@ -180,7 +214,7 @@ class _Kept:
 
     def __init__(self, folder: Path | None, settings: Settings, grid: Grid) -> None:
         self._folder = None if folder is None else folder / "cells"
-        which = {"cuts", "scales", "others_at"}
+        which = {"cuts", "scales", "others_at", "trained", "gradient_noises"}
         rest = {name: str(v) for name, v in asdict(grid).items() if name not in which}
         model = settings.model.model_dump(mode="json", exclude={"threads"})
         self._of = {"model": model, "grid": rest}

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fedsea_mq.cli.audit.report import (
     COLUMNS,
+    TRAINING,
     Row,
     by_setting,
     cells,
     in_words,
     recommended,
     strongest,
+    training_cells,
 )
 
 _SETTING = ("defence", "cut", "noise/RMS", "strongest attack", "knows", "tokens", "utility")
 
 
-def page(rows: Sequence[Row], plots: Iterable[str]) -> str:
-    """Markdown: the recommendation, the strongest attack of each setting, then everything."""
+def page(told: Mapping[str, Any], rows: Sequence[Row], plots: Iterable[str]) -> str:
+    """Markdown: the recommendation, the strongest attack of each setting, then everything.
+
+    `told` is the report as JSON, `rows` its grid.
+    """
     chosen = recommended(rows)
     risk = "Nothing was measured." if chosen is None else in_words(chosen)
     lines = [
@@ -37,11 +42,30 @@ def page(rows: Sequence[Row], plots: Iterable[str]) -> str:
         "",
         *_table(_SETTING, (_setting(row) for row in strongest(rows))),
         "",
+        "## Training",
+        "",
+        "One member trains at the settings' noise; the gradient comes back from its tail. Gradient "
+        "noise is in RMS of the gradient.",
+        "",
+        *_table(TRAINING, training_cells(told["training"])),
+        "",
+        "## Lengths alone",
+        "",
+        _lengths(told["lengths"]),
+        "",
         "## All attacks",
         "",
         *_all(rows),
     ]
     return "\n".join(lines)
+
+
+def _lengths(told: Mapping[str, Any]) -> str:
+    return (
+        f"Of {told['texts']} texts of the kind, their length in tokens singles out "
+        f"{told['singled_out']:.0%}, and tells {told['bits']:.1f} of the {told['of_bits']:.1f} "
+        "bits that name one. Noise does not change that."
+    )
 
 
 def _all(rows: Sequence[Row]) -> Iterator[str]:

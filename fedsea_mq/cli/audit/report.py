@@ -56,14 +56,15 @@ def in_words(row: Row) -> str:
     return f"{risk} Nothing measured that is as useful hides the prompt from such a server."
 
 
-def report(rows: Sequence[Row]) -> dict[str, Any]:
-    """The report as JSON."""
+def report(rows: Sequence[Row], beside: Mapping[str, Any]) -> dict[str, Any]:
+    """The report as JSON; `beside` is what is not of a setting, as `audit_beside` tells it."""
     chosen = recommended(rows)
     return {
         "grid": [{**row, "sigma_unit": "standard deviation of each element"} for row in rows],
         "strongest": [_named(row) for row in strongest(rows)],
         "recommended": None if chosen is None else {**_named(chosen), "risk": in_words(chosen)},
         "epsilon": _epsilons(rows),
+        **beside,
     }
 
 
@@ -113,3 +114,19 @@ def cells(row: Row) -> tuple[str, ...]:
         f"{row['secrets']:.0%}",
         "-" if row["answer_recovery"] is None else f"{row['answer_recovery']:.0%}",
     )
+
+
+TRAINING: Final = ("attack", "gradient noise", "answer's tokens", "95 %", "all tokens")
+
+
+def training_cells(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
+    """What was recovered from training, for people; see `TRAINING`."""
+    for row in rows:
+        low, high = row["ci"]
+        yield (
+            row["attack"],
+            f"{row['gradient_noise']:g}",
+            f"{row['label_recovery']:.1%}",
+            f"{low:.0%} to {high:.0%}",
+            f"{row['token_recovery']:.1%}",
+        )

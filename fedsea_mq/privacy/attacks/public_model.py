@@ -11,6 +11,7 @@ import torch
 
 from fedsea_mq.errors import AdapterError
 from fedsea_mq.model.attention import Span
+from fedsea_mq.model.calibration import calibration_ids
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.held_adapters import hold_adapters, open_adapters
 from fedsea_mq.model.kv_cache import KVCache
@@ -18,7 +19,7 @@ from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.model.packed_attention import PackedLayout
 from fedsea_mq.model.partition import Cut
 from fedsea_mq.model.parts import BlockRun, Head, Tail, load_client, load_trunk
-from fedsea_mq.privacy.noise import NoiseSource, clipped
+from fedsea_mq.privacy.noise import NoiseSource, clipped, typical_rms
 from fedsea_mq.settings import ModelSettings
 
 _ADAPTER = "known"
@@ -93,6 +94,10 @@ class PublicModel:
     def vocab(self) -> int:
         """Size of the vocabulary."""
         return int(self.checkpoint.config.vocab_size)
+
+    def head_rms(self) -> float:
+        """What relative noise is relative to: the typical RMS of the head's output."""
+        return typical_rms(self.states(calibration_ids(self.checkpoint)))
 
     @property
     def device(self) -> str:

@@ -12,7 +12,7 @@ that is attacked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -73,17 +73,19 @@ class _Matching:
         self._first = (counts / counts.sum()).log()
         self._sigma = known.sigma
 
-    def recover(self, seen: Seen) -> list[int]:
-        """See `Attack.recover`."""
+    def recover(self, seen: Seen, given: Mapping[int, int] | None = None) -> list[int]:
+        """See `Attack.recover`; `given` are tokens that are known already, by position."""
+        given = given or {}
         received = seen.received.to(self._model.device)
         positions = received.shape[0]
         variance = max(self._sigma, _ROUNDING * float(received.square().mean().sqrt())) ** 2
         spare = [self._model.caches(positions) for _ in range(2 * self.beams)]
         beams = [_Beam((), 0.0, spare[0], self._first)]
         for position, row in enumerate(received):
-            tried = [self._tried(beam, row, position) for beam in beams]
+            told = torch.tensor([given[position]]) if position in given else None
+            tried = [self._tried(beam, row, position, told) for beam in beams]
             nearest = min(float(one.missed.min()) for one in tried)
-            if self.weighs and nearest > _FITS * variance * len(row):
+            if told is None and self.weighs and nearest > _FITS * variance * len(row):
                 # None of them was what was sent: context makes more of a token than it is itself.
                 every = torch.arange(self._model.vocab, device=row.device)
                 tried = [self._tried(beam, row, position, every) for beam in beams]

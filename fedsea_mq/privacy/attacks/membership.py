@@ -1,0 +1,38 @@
+"""Whether a text that the attacker has is the one that was sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedsea_mq.privacy.attacks.attack import Seen
+from fedsea_mq.privacy.attacks.public_model import PublicModel
+
+
+def distance(model: PublicModel, seen: Seen, text: Sequence[int]) -> float:
+    """Mean squared distance, a position, of what was received to what the text would have sent.
+
+    Over the positions that both have: a text is told by its beginning.
+    """
+    count = min(len(text), seen.prompt)
+    expected = model.states(text[:count])
+    received = seen.received[:count].to(expected)
+    return float((received - expected).square().sum(dim=-1).mean())
+
+
+def membership_auc(
+    model: PublicModel,
+    sent: Sequence[tuple[Seen, Sequence[int]]],
+    others: Sequence[Sequence[int]],
+) -> float:
+    """How surely the sent text is told from each of `others`: 1 always, 0.5 never.
+
+    The area under the curve of right against wrong acceptances, over all thresholds of distance.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    scores, is_it = [], []
+    for seen, text in sent:
+        for candidate in (text, *others):
+            scores.append(-distance(model, seen, candidate))
+            is_it.append(candidate is text)
+    return float(roc_auc_score(is_it, scores))
