@@ -126,12 +126,14 @@ class Extend:
     Prefill, a chunk of it, a decode step and a replay are all this message. The trunk's outputs of
     the last `returned` positions come back. If it `rewinds`, positions from `cached` on that are
     there already are forgotten first: drafts that were wrong, or an answer that is given anew.
+    Nobody waits for the outputs longer than `within_ms` after the frame came, if it is given.
     """
 
     cached: Positions
     count: Annotated[int, Field(strict=True, ge=1, le=MAX_POSITIONS)]
     returned: Positions
     rewinds: Annotated[bool, Field(strict=True)] = False
+    within_ms: Milliseconds | None = None
 
 
 @dataclass(frozen=True, slots=True, config=BODY)

@@ -18,7 +18,6 @@ from fedsea_mq.errors import (
     MalformedFrame,
     SessionNotYours,
     SessionUnknown,
-    StepFailed,
 )
 from fedsea_mq.protocol.adapter_ref import AdapterRef, check_held
 from fedsea_mq.protocol.comebacks import Comebacks
@@ -316,14 +315,13 @@ class TrunkSessions:
         work.positions.applied(reply)
         return [Reply(reply, session.heard_from)]
 
-    def failed(self, work: Compute, reason: str) -> list[Action]:
-        """`work` was not computed: the client is told, and may send it again."""
+    def failed(self, work: Compute, error: FedSeaError) -> list[Action]:
+        """`work` was not computed: the client is told why, and may send it again."""
         session = self._holder(work)
         if session is None:
             return []
         work.positions.failed()
-        error = Frame.error(StepFailed(reason), work.envelope)
-        return [Reply(error.parts(), session.heard_from)]
+        return [Reply(Frame.error(error, work.envelope).parts(), session.heard_from)]
 
     def _holder(self, work: Compute) -> _Session | None:
         """The session that the work began for, if it still is: ids can be used again."""

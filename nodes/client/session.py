@@ -253,7 +253,8 @@ class ClientSession:
         return [b"".join(parts) for parts in zip(*filter(None, outputs), strict=True)]
 
     async def _extend(self, cached: int, count: int, returned: int) -> list[bytes]:
-        body = Extend(cached=cached, count=count, returned=returned, rewinds=self._rewinds)
+        within_ms = round(1000 * self._wires.requests.give_up_s)
+        body = Extend(cached, count, returned, self._rewinds, within_ms)
         reply = await self._ask(body)
         if reply.envelope.kind is not Kind.RESULT:
             raise MalformedFrame(f"a {reply.envelope.kind.name} frame in reply to an extend")

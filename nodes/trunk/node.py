@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
@@ -12,7 +13,7 @@ from typing import Self
 
 import torch
 
-from fedsea_mq.errors import FedSeaError, NotRunning
+from fedsea_mq.errors import DeadlineExceeded, FedSeaError, NotRunning, StepFailed
 from fedsea_mq.log import get_logger
 from fedsea_mq.model.attention import Span
 from fedsea_mq.model.kv_cache import KVCache
@@ -249,10 +250,12 @@ class TrunkNode:
         parts = self._running
         if isinstance(outcome, NotRunning):
             return
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, DeadlineExceeded):
+            self._act(parts.sessions.failed(work, outcome))
+        elif isinstance(outcome, Exception):
             reason = type(outcome).__name__  # one session's fault; the class says enough
             _log.error("step failed", node=self.name, error=reason)
-            self._act(parts.sessions.failed(work, f"compute failed: {reason}"))
+            self._act(parts.sessions.failed(work, StepFailed(f"compute failed: {reason}")))
         else:
             self._act(parts.sessions.computed(work, outcome))
 
@@ -273,6 +276,7 @@ class TrunkNode:
             Span(cache, body.cached, body.count, adapter=work.adapter),
             inputs,
             partial(_encode_last, returned=body.returned, dtype=work.spec.dtype),
+            math.inf if body.within_ms is None else _now() + body.within_ms / 1000,
         )
 
     async def _expire(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedsea_mq.errors import MalformedFrame, SessionNotYours, SessionUnknown
+from fedsea_mq.errors import MalformedFrame, SessionNotYours, SessionUnknown, StepFailed
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Open
@@ -82,7 +82,7 @@ def test_results_go_where_the_states_came_from(trunk: Trunk) -> None:
 
 def test_a_failed_step_is_told_where_the_states_came_from(trunk: Trunk) -> None:
     work = begun(trunk.sessions.receive(extend(0), 0.0, DOOR))
-    assert only(trunk.sessions.failed(work, "compute failed")).to == DOOR
+    assert only(trunk.sessions.failed(work, StepFailed("compute failed"))).to == DOOR
 
 
 def test_states_sent_again_another_way_take_the_result_there(trunk: Trunk) -> None:

@@ -13,6 +13,7 @@ from fedsea_mq.errors import (
     AdapterMismatch,
     AdapterUnknown,
     Busy,
+    DeadlineExceeded,
     FedSeaError,
     FingerprintMismatch,
     LimitExceeded,
@@ -200,7 +201,7 @@ class TestProgress:
     ) -> None:
         trunk.open(ANNA)
         work = trunk.begin(ANNA, 0, 4)
-        reply = trunk.one(trunk.sessions.failed(work, "compute failed: MemoryError"))
+        reply = trunk.one(trunk.sessions.failed(work, StepFailed("compute failed: MemoryError")))
         assert reply.envelope.seq == work.envelope.seq
         refused(reply, StepFailed)
         assert trunk.step(ANNA, 0, 4).body(Result).cached == 4
@@ -212,7 +213,7 @@ class TestSessionsStayApart:
         trunk.open(BERT)
         trunk.step(ANNA, 0, 4)
         work = trunk.begin(BERT, 0, 2)
-        trunk.sessions.failed(work, "compute failed")
+        trunk.sessions.failed(work, StepFailed("compute failed"))
         trunk.close(BERT)
         assert trunk.step(ANNA, 4, 1).body(Result).cached == 5
 
@@ -249,7 +250,7 @@ class TestTheEnd:
         work = trunk.begin(ANNA, 0, 4)
         trunk.close(ANNA)
         assert trunk.sessions.computed(work, states(1)) == []
-        assert trunk.sessions.failed(work, "too late") == []
+        assert trunk.sessions.failed(work, DeadlineExceeded("too late")) == []
 
     def test_given_the_same_id_opened_anew_then_the_old_step_does_not_touch_it(
         self, trunk: Trunk
@@ -260,7 +261,7 @@ class TestTheEnd:
         trunk.open(ANNA)
         new = trunk.begin(ANNA, 0, 2)
         assert trunk.sessions.computed(old, states(1)) == []
-        assert trunk.sessions.failed(old, "too late") == []
+        assert trunk.sessions.failed(old, DeadlineExceeded("too late")) == []
         assert trunk.one(trunk.sessions.computed(new, states(1))).body(Result).cached == 2
 
     def test_given_silence_for_the_lease_then_the_session_ends_and_its_client_is_told(
