@@ -5,9 +5,9 @@ sigma is known: candidates are weighed by
 
     log p(token | prefix) - |received - state(prefix, token)|^2 / (2 sigma^2)
 
-which is, up to a constant, the logarithm of the posterior under the language model's prior and
-Gaussian noise, and several prefixes are kept (beam search). The language model is the public one
-that is attacked.
+which is, up to a constant, the logarithm of the posterior under a prior and Gaussian noise, and
+several prefixes are kept (beam search). The prior is that of the public model that is attacked,
+mixed with a little of any token: names and numbers are what a language model expects least.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ _HOPELESS: Final = 30.0
 # The noise alone leaves a squared distance of about hidden * sigma^2; more than so many times that
 # is not noise.
 _FITS: Final = 1.5
+# Of the prior, the share that is of any token alike.
+_ANYTHING: Final = 0.2
 # Rounding on the wire and in the head leaves a distance, too: of the states' RMS.
 _ROUNDING: Final = 2e-3
 
@@ -144,7 +146,8 @@ class _Matching:
         for (beam, _, _), caches in zip(found, free, strict=True):
             caches.copy_from(beam.caches, position)
         tokens = [token for _, _, token in found]
-        following = self._model.advance(tokens, free, position)
+        likely = self._model.advance(tokens, free, position).exp()
+        following = ((1 - _ANYTHING) * likely + _ANYTHING / self._model.vocab).log()
         return [
             _Beam((*beam.tokens, token), score, caches, rows)
             for (beam, score, token), caches, rows in zip(found, free, following, strict=True)
