@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,8 +56,7 @@ def audit(
 
     settings = Settings.load(config, set_ or [], ["log.level=warning"])
     configure_logging(settings.log)
-    # Nobody is served meanwhile.
-    torch.set_num_threads(max(settings.model.threads, os.cpu_count() or 1))
+    torch.set_num_threads(settings.model.threads)
     grid = replace(QUICK if quick else FULL, adapter=adapter)
     if sigma is not None:
         grid = replace(grid, scales=options.each(sigma, float))
