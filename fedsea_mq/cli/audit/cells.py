@@ -19,7 +19,7 @@ from fedsea_mq.privacy.attacks.attack import Attack, Knowledge, Known, Seen
 from fedsea_mq.privacy.attacks.averaging import averaged
 from fedsea_mq.privacy.attacks.decoder import LearnedDecoder
 from fedsea_mq.privacy.attacks.inversion import SoftInversion
-from fedsea_mq.privacy.attacks.membership import membership_auc
+from fedsea_mq.privacy.attacks.membership import membership_auc, membership_auc_one_token
 from fedsea_mq.privacy.attacks.nearest import NearestNeighbour
 from fedsea_mq.privacy.attacks.output_side import PublicTail
 from fedsea_mq.privacy.attacks.public_model import PublicModel
@@ -105,6 +105,7 @@ async def audit_cell(
     base = attackers[0].model.against(noise)
     sent = [(_looked_at(base, one).seen, one.tokens) for one in captures]
     said["membership_auc"] = membership_auc(base, sent, audience.shadow[:_DECOYS])
+    said["membership_auc_one_token"] = membership_auc_one_token(base, sent, _DECOYS)
     rows: list[dict[str, Any]] = []
     for attacker in attackers:
         known = Known(attacker.model.against(noise), scored.sigma, audience.shadow)

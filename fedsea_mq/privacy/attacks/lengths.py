@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -22,8 +22,8 @@ class Told:
     of_bits: float
 
 
-def told_by_lengths(lengths: Sequence[int]) -> Told:
-    """For texts of these lengths in tokens, each as likely as another."""
+def told_by_lengths(lengths: Sequence[Hashable]) -> Told:
+    """For texts of these lengths in tokens, or several lengths each; all as likely as another."""
     counts = Counter(lengths)
     total = len(lengths)
     return Told(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 from fedsea_mq.privacy.attacks.attack import Seen
@@ -28,10 +29,42 @@ def membership_auc(
 
     The area under the curve of right against wrong acceptances, over all thresholds of distance.
     """
+    return _auc(model, [(seen, text, others) for seen, text in sent])
+
+
+def membership_auc_one_token(
+    model: PublicModel, sent: Sequence[tuple[Seen, Sequence[int]]], copies: int
+) -> float:
+    """The same, told from `copies` of each text of which one token of the prompt is another.
+
+    Which one, and what it is instead, is drawn; not the first, which all texts have.
+    """
+    drawn = random.Random(0)  # noqa: S311 - hides nothing
+    return _auc(
+        model,
+        [
+            (seen, text, [_but_one(model, text, seen.prompt, drawn) for _ in range(copies)])
+            for seen, text in sent
+        ],
+    )
+
+
+def _but_one(
+    model: PublicModel, text: Sequence[int], prompt: int, drawn: random.Random
+) -> Sequence[int]:
+    at = drawn.randrange(1, prompt)
+    other = (text[at] + drawn.randrange(1, model.vocab)) % model.vocab
+    return (*text[:at], other, *text[at + 1 :])
+
+
+def _auc(
+    model: PublicModel,
+    sent: Sequence[tuple[Seen, Sequence[int], Sequence[Sequence[int]]]],
+) -> float:
     from sklearn.metrics import roc_auc_score
 
     scores, is_it = [], []
-    for seen, text in sent:
+    for seen, text, others in sent:
         for candidate in (text, *others):
             scores.append(-distance(model, seen, candidate))
             is_it.append(candidate is text)

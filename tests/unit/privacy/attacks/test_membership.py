@@ -7,7 +7,7 @@ import torch
 
 from fedsea_mq.privacy.attacks.attack import Seen
 from fedsea_mq.privacy.attacks.lengths import told_by_lengths
-from fedsea_mq.privacy.attacks.membership import membership_auc
+from fedsea_mq.privacy.attacks.membership import membership_auc, membership_auc_one_token
 from fedsea_mq.privacy.attacks.public_model import PublicModel
 from fedsea_mq.settings import ModelSettings
 from tests.conftest import MakeModel
@@ -39,6 +39,22 @@ def test_the_sent_text_is_told_from_others_and_one_that_was_not_sent_is_not(
     assert membership_auc(model, unrelated, decoys) == pytest.approx(0.5, abs=0.2)
 
 
+def test_one_other_token_is_told_unless_the_noise_is_louder_than_what_it_changes(
+    make_model: MakeModel,
+) -> None:
+    model = PublicModel.load(ModelSettings(path=str(make_model("llama"))))
+    drawn = torch.Generator().manual_seed(1)
+    rms = float(model.states(TEXTS[0]).square().mean().sqrt())
+    found = {
+        sigma: membership_auc_one_token(
+            model, [(received(model, text, sigma, drawn), text) for text in TEXTS], 8
+        )
+        for sigma in (0.0, 30 * rms)
+    }
+    assert found[0.0] == 1.0
+    assert found[30 * rms] < 0.7
+
+
 def test_a_length_tells_what_it_singles_out() -> None:
     told = told_by_lengths([10, 10, 20, 30])
     assert told.texts == 4
@@ -46,3 +62,5 @@ def test_a_length_tells_what_it_singles_out() -> None:
     assert told.of_bits == 2.0
     assert told.bits == pytest.approx((1 + 1 + 2 + 2) / 4)
     assert told_by_lengths([7] * 8).bits == 0.0
+    both = told_by_lengths([(10, 1), (10, 2), (20, 1), (30, 1)])
+    assert (both.singled_out, both.bits) == (1.0, 2.0)
