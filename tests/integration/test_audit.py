@@ -8,16 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from fedsea_mq.cli.audit.grid import ISOTROPIC, PAPER, Grid, audit, audit_beside
 from fedsea_mq.cli.audit.live import live_system
+from fedsea_mq.cli.audit.live_training import captured_training
 from fedsea_mq.cli.audit.page import page
 from fedsea_mq.cli.audit.plots import plot_audit
 from fedsea_mq.cli.audit.report import recommended, report
 from fedsea_mq.cli.audit.victims import Victim
+from fedsea_mq.model.packed_attention import PackedLayout
+from fedsea_mq.privacy.attacks.labels import recover_labels
 from fedsea_mq.privacy.attacks.public_model import PublicModel
 from fedsea_mq.privacy.audited import finding
 from fedsea_mq.settings import NoiseSettings, Settings
+from fedsea_mq.tasks.encoding import Encoded
 
 QUIET = Settings().replace(log={"level": "warning"})
 OFF = QUIET.replace(noise={"mode": "off"})
@@ -52,6 +57,30 @@ async def test_what_is_captured_is_what_the_client_sent_and_the_trunk_computed()
     assert abs(float(both[0, 1])) < 5 / noise.numel() ** 0.5
 
 
+async def test_what_is_captured_of_training_is_what_was_sent_and_its_loss_s_gradient() -> None:
+    model = PublicModel.load(OFF.model)
+    examples = [Encoded((5, 90, 41, 7), (300, 12)), Encoded((8, 8), (77, 640, 3))]
+    steps = await captured_training(OFF.replace(training={"batch_size": 2}), examples, 2)
+    assert [step.after for step in steps] == [0, 1]
+    for step in steps:
+        assert sorted(one.ids for one in step.examples) == sorted(one.ids for one in examples)
+    first, labels = steps[0], []
+    for seen, example in zip(first.seen, first.examples, strict=True):
+        states = model.states(example.ids)
+        torch.testing.assert_close(seen.received, states, rtol=1e-3, atol=1e-2)
+        outputs = seen.outputs.clone().requires_grad_()
+        tail = model.tail
+        normed = tail.norm(tail.run.sequences(outputs, PackedLayout((len(example.ids),))))
+        rows = tail.lm_head(normed)[len(example.prompt) - 1 : -1].float()
+        # A mean over the answers of both.
+        loss = cross_entropy(rows, torch.tensor(example.answer), reduction="sum") / 5
+        (gradient,) = torch.autograd.grad(loss, outputs)
+        largest = float(gradient.abs().max())
+        torch.testing.assert_close(seen.gradient, gradient, rtol=1e-2, atol=1e-3 * largest)
+        labels.append(example.answer)
+    assert [found.tokens for found in recover_labels(model, first.seen)] == labels
+
+
 async def test_a_whole_audit_reports_what_was_recovered_and_is_not_done_twice(
     tmp_path: Path,
 ) -> None:
@@ -63,10 +92,18 @@ async def test_a_whole_audit_reports_what_was_recovered_and_is_not_done_twice(
     assert named["public tail on outputs", 0.0]["answer_recovery"] == 1.0
     assert all(row["random_baseline"] < 0.1 for row in rows)
     assert all(row["membership_auc"] == 1.0 for row in rows)
-    beside = await audit_beside(QUIET, replace(SMALL, trained=3, gradient_noises=(0.0,)))
-    labels, forward, both = beside["training"]
+    small = replace(SMALL, trained=2, trained_steps=3, gradient_noises=(0.0,))
+    beside = await audit_beside(QUIET, small)
+    trained = {(row["attack"], row["after_steps"]): row for row in beside["training"]}
+    labels, both = trained["labels from gradients", 0], trained["both", 0]
     assert labels["label_recovery"] == both["label_recovery"] == 1.0
-    assert labels["token_recovery"] < 0.5 < forward["token_recovery"] <= both["token_recovery"]
+    forward = trained["inputs from states", 0]["token_recovery"]
+    assert labels["token_recovery"] < 0.5 < forward <= both["token_recovery"]
+    # The number that ends each answer is not the model's to guess.
+    assert trained["public tail on outputs", 0]["label_recovery"] < 0.9
+    assert trained["labels from gradients", 2]["label_recovery"] > 0.9
+    assert all(row["random_baseline"] < 0.1 for row in beside["training"])
+    assert beside["lengths"]["bits"] <= beside["lengths_with_answers"]["bits"]
     told = report(rows, beside)
     assert [one["epsilon"] for one in told["epsilon"]] == [None, None]
     assert "noise.clip" in told["epsilon"][1]["because"]

@@ -77,7 +77,7 @@ def audit(
         return
     for title, here in by_setting(rows):
         print_table(title, COLUMNS, map(cells, here))
-    print_table("training, at the settings' noise", TRAINING, training_cells(told["training"]))
+    print_table("training", TRAINING, training_cells(told["training"]))
     chosen = recommended(rows)
     if chosen is not None:
         console.print(in_words(chosen), markup=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from fedsea_mq.cli.audit.cells import Attacker, Audience, Setting, audit_cell
 from fedsea_mq.cli.audit.live import live_system
-from fedsea_mq.cli.audit.training_cells import audit_training
+from fedsea_mq.cli.audit.training_cells import Training, audit_training, sent_lengths
 from fedsea_mq.cli.audit.victims import marked
 from fedsea_mq.cli.score import Asked
 from fedsea_mq.model.calibration import calibration_ids
@@ -46,7 +46,8 @@ class Grid:
     """Noise scales are relative to the head output's RMS; 0 is none.
 
     `victims` texts of each task are attacked, `shadow` texts are the attacker's own, `asked` units
-    are scored. One member trains on `trained` examples at each of `gradient_noises`. At the first
+    are scored. One member takes `trained_steps` steps of `trained` examples at each of
+    `gradient_noises`; and without noise on gradients at each noise of `trained_at`. At the first
     cut each text is sent again by `restarts` client nodes started anew, and other defences than
     noise alone are tried, at the scales `others_at`.
     """
@@ -60,6 +61,8 @@ class Grid:
     tasks: Sequence[str]
     others_at: Sequence[float] = ()
     trained: int = 4
+    trained_steps: int = 8
+    trained_at: Sequence[float] = ()
     gradient_noises: Sequence[float] = (0.0, 1.0)
     adapter: Path | None = None
 
@@ -95,6 +98,8 @@ FULL: Final = Grid(
     tasks=("embedded",),
     others_at=(0.5, 1.0),
     trained=8,
+    trained_steps=60,
+    trained_at=(4.0,),
     gradient_noises=(0.0, 0.5, 1.0),
 )
 
@@ -151,14 +156,24 @@ def _write_shape(model: PublicModel, texts: Sequence[Sequence[int]], file: Path)
 
 async def audit_beside(settings: Settings, grid: Grid) -> dict[str, Any]:
     """What training gives away at the settings' cut and noise, and what lengths alone do."""
-    shadow = _audience(grid, grid.cuts[0], Checkpoint.open(settings.model.path)).shadow
-    rows = [
-        {"task": task, **row}
-        for task in grid.tasks
-        for row in await audit_training(settings, task, grid.trained, grid.gradient_noises, shadow)
-    ]
-    lengths = told_by_lengths([len(tokens) for tokens in shadow])
-    return {"training": rows, "lengths": asdict(lengths)}
+    checkpoint = Checkpoint.open(settings.model.path)
+    audience = _audience(grid, grid.cuts[0], checkpoint)
+    shadow, judge = audience.shadow, audience.judge
+    rows, lengths = [], []
+    for task in grid.tasks:
+        training = Training(task, grid.trained, grid.trained_steps)
+        found = await audit_training(settings, training, grid.gradient_noises, shadow, judge)
+        for scale in grid.trained_at:
+            louder = settings.replace(noise=_relative(scale))
+            first = replace(training, steps=1)
+            found += await audit_training(louder, first, (0.0,), shadow, judge)
+        rows += [{"task": task, **row} for row in found]
+        lengths += sent_lengths(task, grid.shadow, checkpoint)
+    return {
+        "training": rows,
+        "lengths": asdict(told_by_lengths([prompt for prompt, _ in lengths])),
+        "lengths_with_answers": asdict(told_by_lengths(lengths)),
+    }
 
 
 def cells_of(grid: Grid) -> int:
@@ -214,7 +229,8 @@ class _Kept:
 
     def __init__(self, folder: Path | None, settings: Settings, grid: Grid) -> None:
         self._folder = None if folder is None else folder / "cells"
-        which = {"cuts", "scales", "others_at", "trained", "gradient_noises"}
+        which = {"cuts", "scales", "others_at"}
+        which |= {"trained", "trained_steps", "trained_at", "gradient_noises"}
         rest = {name: str(v) for name, v in asdict(grid).items() if name not in which}
         model = settings.model.model_dump(mode="json", exclude={"threads"})
         self._of = {"model": model, "grid": rest}

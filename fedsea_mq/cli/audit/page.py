@@ -44,14 +44,17 @@ def page(told: Mapping[str, Any], rows: Sequence[Row], plots: Iterable[str]) -> 
         "",
         "## Training",
         "",
-        "One member trains at the settings' noise; the gradient comes back from its tail. Gradient "
-        "noise is in RMS of the gradient.",
+        "One member trains, from the base model on; the gradient comes back from its tail. "
+        "Gradient noise is in RMS of the gradient. What the attacker has is the base model's tail, "
+        "which after some steps is not the member's any more. Each answer ends with a drawn "
+        "number.",
         "",
         *_table(TRAINING, training_cells(told["training"])),
         "",
         "## Lengths alone",
         "",
-        _lengths(told["lengths"]),
+        _lengths("their length in tokens", told["lengths"]),
+        _lengths("with that of their answer it", told["lengths_with_answers"]),
         "",
         "## All attacks",
         "",
@@ -60,9 +63,9 @@ def page(told: Mapping[str, Any], rows: Sequence[Row], plots: Iterable[str]) -> 
     return "\n".join(lines)
 
 
-def _lengths(told: Mapping[str, Any]) -> str:
+def _lengths(which: str, told: Mapping[str, Any]) -> str:
     return (
-        f"Of {told['texts']} texts of the kind, their length in tokens singles out "
+        f"Of {told['texts']} texts of the kind, {which} singles out "
         f"{told['singled_out']:.0%}, and tells {told['bits']:.1f} of the {told['of_bits']:.1f} "
         "bits that name one. Noise does not change that."
     )

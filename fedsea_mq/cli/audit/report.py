@@ -116,7 +116,15 @@ def cells(row: Row) -> tuple[str, ...]:
     )
 
 
-TRAINING: Final = ("attack", "gradient noise", "answer's tokens", "95 %", "all tokens")
+TRAINING: Final = (
+    "attack",
+    "after steps",
+    "noise/RMS",
+    "gradient noise",
+    "answer's tokens",
+    "95 %",
+    "all tokens",
+)
 
 
 def training_cells(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
@@ -125,6 +133,8 @@ def training_cells(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
         low, high = row["ci"]
         yield (
             row["attack"],
+            f"{row['after_steps']}",
+            f"{row['noise']:.2g}",
             f"{row['gradient_noise']:g}",
             f"{row['label_recovery']:.1%}",
             f"{low:.0%} to {high:.0%}",

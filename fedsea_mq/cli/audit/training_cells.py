@@ -3,114 +3,160 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from fedsea_mq.cli.audit.live_training import captured_training
+from fedsea_mq.cli.audit.live_training import TaughtStep, captured_training
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.privacy.attacks.attack import Knowledge, Known, Seen
-from fedsea_mq.privacy.attacks.labels import GradientSeen, LabelMatching
+from fedsea_mq.privacy.attacks.gradient_matching import match_labels
+from fedsea_mq.privacy.attacks.labels import recover_labels
 from fedsea_mq.privacy.attacks.public_model import PublicModel
 from fedsea_mq.privacy.attacks.vocabulary import BeamMatching
 from fedsea_mq.privacy.noise import noise_source
-from fedsea_mq.privacy.recovery import bootstrap, share
+from fedsea_mq.privacy.recovery import Guessed, Judge, bootstrap, share
 from fedsea_mq.settings import Settings
 from fedsea_mq.tasks.encoding import Encoded, Encoder
 from fedsea_mq.tasks.registry import find
-from fedsea_mq.tasks.task import Split, Wanted
+from fedsea_mq.tasks.task import Example, Split, Wanted
 
 _SEED: Final = 11
+# The examples are so many batches: each is taken again after as many steps.
+_BATCHES: Final = 3
+# Ten times the default: the tail is soon not the public one any more.
+_RATE: Final = 1e-3
+_DIGITS: Final = 6
+
+Guess = Mapping[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class _Victim:
-    """A sequence as the trunk saw it, and what it was of."""
+class Training:
+    """What is trained: steps of `batch` examples of a task. Its first and last step is attacked."""
 
-    seen: GradientSeen
-    example: Encoded
+    task: str
+    batch: int
+    steps: int
 
 
 async def audit_training(
     settings: Settings,
-    task: str,
-    count: int,
+    training: Training,
     gradient_noises: Sequence[float],
     shadow: Sequence[Sequence[int]],
+    judge: Judge,
 ) -> list[dict[str, Any]]:
-    """Train one member on `count` examples, once a noise on gradients, and attack what was sent."""
+    """Train one member, once a noise on gradients, and attack what was sent."""
     public = PublicModel.load(settings.model)
-    hidden = public.checkpoint.hidden
-    noise = noise_source(settings.noise, public.head_rms(), hidden, domain="audit")
-    model = public.against(noise)
-    examples = _examples(task, count, model.checkpoint)
+    hidden, rms = public.checkpoint.hidden, public.head_rms()
+    noise = noise_source(settings.noise, rms, hidden, domain="audit")
+    known = Known(public.against(noise), noise.std, shadow)
+    examples = _examples(training, public.checkpoint)
     rows: list[dict[str, Any]] = []
     for gradient_noise in gradient_noises:
-        noisy = settings.replace(training={"gradient_noise": gradient_noise})
-        captured = await captured_training(noisy, examples, steps=len(examples))
-        looked_at = [replace(one, received=model.whitened(one.received)) for one in captured]
-        victims = [_Victim(seen, _sent(model, seen, examples)) for seen in looked_at]
-        known = Known(model, noise.std, shadow)
-        found = await asyncio.to_thread(_attacked, known, victims, gradient_noise)
-        rows += [{"gradient_noise": gradient_noise, **row} for row in found]
+        own = {
+            "gradient_noise": gradient_noise,
+            "batch_size": training.batch,
+            "accumulate": 1,
+            "learning_rate": _RATE,
+        }
+        taught = await captured_training(
+            settings.replace(training=own), examples, steps=training.steps
+        )
+        found = await asyncio.to_thread(_both_ends, known, judge, taught)
+        said = {"noise": round(noise.std / rms, 4), "gradient_noise": gradient_noise}
+        rows += [{**said, **row} for row in found]
     return rows
 
 
-def _examples(task: str, count: int, checkpoint: Checkpoint) -> list[Encoded]:
-    found = find(task)
-    limits = found.limits.within(checkpoint.max_positions)
-    encoder = Encoder(checkpoint.tokenizer, limits.source_tokens)
-    drawn = found.source.examples(Wanted(Split.TRAIN, count, _SEED))
-    return [encoder.training(example) for example in drawn][:count]
+def sent_lengths(task: str, count: int, checkpoint: Checkpoint) -> list[tuple[int, int]]:
+    """Tokens of the prompt and of the answer, of so many units of a task."""
+    encoder = _encoder(task, checkpoint)
+    encoded = [encoder.training(one) for one in _drawn(task, count)]
+    return [(len(one.prompt), len(one.answer)) for one in encoded]
 
 
-def _sent(model: PublicModel, seen: GradientSeen, examples: Sequence[Encoded]) -> Encoded:
-    """Which of the examples it was: training takes them in an order of its own."""
-    fitting = [one for one in examples if len(one.ids) == len(seen.received)]
-    return min(
-        fitting, key=lambda one: float((model.states(one.ids) - seen.received).square().sum())
+def _examples(training: Training, checkpoint: Checkpoint) -> list[Encoded]:
+    """Each answer goes on with a number that nobody could guess."""
+    count, encoder = training.batch * _BATCHES, _encoder(training.task, checkpoint)
+    rng = random.Random(f"audit {_SEED}")  # noqa: S311 - invented numbers
+    return [
+        encoder.training(replace(one, answer=f"{one.answer} {_number(rng)}"))
+        for one in _drawn(training.task, count)[:count]
+    ]
+
+
+def _encoder(task: str, checkpoint: Checkpoint) -> Encoder:
+    limits = find(task).limits.within(checkpoint.max_positions)
+    return Encoder(checkpoint.tokenizer, limits.source_tokens)
+
+
+def _drawn(task: str, count: int) -> list[Example]:
+    """One example a unit: the turns of one conversation hold the same text."""
+    drawn = find(task).source.examples(Wanted(Split.TRAIN, count, _SEED))
+    return list({one.unit: one for one in drawn if one.answer is not None}.values())
+
+
+def _number(rng: random.Random) -> str:
+    return "".join(rng.choices("0123456789", k=_DIGITS))
+
+
+def _both_ends(known: Known, judge: Judge, taught: Sequence[TaughtStep]) -> list[dict[str, Any]]:
+    first, last = taught[0], taught[-1]
+    rows = [*_from_gradients(known, judge, first), *_from_states(known, judge, first)]
+    if last is not first:
+        rows += _from_gradients(known, judge, last)
+    return rows
+
+
+def _from_gradients(known: Known, judge: Judge, step: TaughtStep) -> Iterator[dict[str, Any]]:
+    model, weights = known.model, Knowledge.WEIGHTS
+    labels = [one.by_position() for one in recover_labels(model, step.seen)]
+    yield _row("labels from gradients", weights, judge, step, labels)
+    yield _row("gradient matching", weights, judge, step, match_labels(model, step.seen))
+    said = [model.answers(one.outputs).argmax(dim=-1).tolist() for one in step.seen]
+    yield _row(
+        "public tail on outputs", weights, judge, step, [dict(enumerate(one, 1)) for one in said]
     )
 
 
-def _attacked(
-    known: Known, victims: Sequence[_Victim], gradient_noise: float
-) -> list[dict[str, Any]]:
-    labels = LabelMatching(known.model, gradient_noise)
-    forward = BeamMatching()
-    forward.fit(known)
-    found = [labels.recover(one.seen) for one in victims]
-    states = [Seen(one.seen.received, one.seen.outputs, len(one.example.ids)) for one in victims]
-    alone = [dict(enumerate(forward.recover(seen))) for seen in states]
-    both = [
-        dict(enumerate(forward.recover(seen, given)))
-        for seen, given in zip(states, found, strict=True)
+def _from_states(known: Known, judge: Judge, step: TaughtStep) -> Iterator[dict[str, Any]]:
+    """The states alone, and with what the gradients say of the answer."""
+    labels = recover_labels(known.model, step.seen)
+    matching = BeamMatching()
+    matching.fit(known)
+    states = [
+        Seen(known.model.whitened(one.received), one.outputs, len(one.received))
+        for one in step.seen
     ]
-    return [
-        _row("labels from gradients", Knowledge.WEIGHTS, victims, found),
-        _row("inputs from states", Knowledge.SIGMA, victims, alone),
-        _row("both", Knowledge.SIGMA, victims, both),
-    ]
+    alone = [dict(enumerate(matching.recover(one))) for one in states]
+    yield _row("inputs from states", Knowledge.SIGMA, judge, step, alone)
+    pairs = zip(states, labels, strict=True)
+    both = [dict(enumerate(matching.recover(one, found.told()))) for one, found in pairs]
+    yield _row("both", Knowledge.SIGMA, judge, step, both)
 
 
 def _row(
-    name: str,
-    knowledge: Knowledge,
-    victims: Sequence[_Victim],
-    guesses: Sequence[Mapping[int, int]],
+    name: str, knowledge: Knowledge, judge: Judge, step: TaughtStep, guesses: Sequence[Guess]
 ) -> dict[str, Any]:
-    pairs = list(zip(victims, guesses, strict=True))
-    answers = [list(_hits(one.example, guess, len(one.example.prompt))) for one, guess in pairs]
-    tokens = [list(_hits(one.example, guess, 0)) for one, guess in pairs]
+    pairs = list(zip(step.examples, guesses, strict=True))
+    answers = [list(_hits(one, guess, len(one.prompt))) for one, guess in pairs]
+    tokens = [list(_hits(one, guess, 0)) for one, guess in pairs]
+    wholes = [Guessed(one.ids, one.ids, len(one.ids), ()) for one in step.examples]
     return {
+        "after_steps": step.after,
         "attack": name,
         "knowledge": knowledge.value,
         "label_recovery": round(share(answers), 4),
         "ci": [round(bound, 4) for bound in bootstrap(answers)],
         "token_recovery": round(share(tokens), 4),
-        "sequences": len(victims),
+        "random_baseline": round(judge.random_baseline(wholes), 4),
+        "sequences": len(guesses),
     }
 
 
-def _hits(example: Encoded, guess: Mapping[int, int], start: int) -> Iterator[bool]:
+def _hits(example: Encoded, guess: Guess, start: int) -> Iterator[bool]:
     for position, token in enumerate(example.ids[start:], start):
         yield guess.get(position) == token

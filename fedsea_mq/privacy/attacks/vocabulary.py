@@ -39,6 +39,10 @@ _ANYTHING: Final = 0.2
 _ROUNDING: Final = 2e-3
 
 
+# By position the log-likelihoods `[vocab]` of its tokens, up to a constant.
+Evidence = Mapping[int, torch.Tensor]
+
+
 @dataclass(frozen=True, slots=True)
 class _Beam:
     """A prefix, the logarithm of how likely it is, and what is likely to follow `[vocab]`."""
@@ -51,10 +55,15 @@ class _Beam:
 
 @dataclass(frozen=True, slots=True)
 class _Tried:
-    """Candidates `[ids]` after a prefix, and the squared distance of each to what was received."""
+    """Candidates after a prefix, `[ids]`.
+
+    `before` is the logarithm of how likely each is before its state is looked at, `missed` the
+    squared distance of its state to what was received.
+    """
 
     beam: _Beam
     ids: torch.Tensor
+    before: torch.Tensor
     missed: torch.Tensor
 
 
@@ -75,22 +84,22 @@ class _Matching:
         self._first = (counts / counts.sum()).log()
         self._sigma = known.sigma
 
-    def recover(self, seen: Seen, given: Mapping[int, int] | None = None) -> list[int]:
-        """See `Attack.recover`; `given` are tokens that are known already, by position."""
-        given = given or {}
+    def recover(self, seen: Seen, evidence: Evidence | None = None) -> list[int]:
+        """See `Attack.recover`; `evidence` is what is known of tokens from elsewhere."""
+        evidence = evidence or {}
         received = seen.received.to(self._model.device)
         positions = received.shape[0]
         variance = max(self._sigma, _ROUNDING * float(received.square().mean().sqrt())) ** 2
         spare = [self._model.caches(positions) for _ in range(2 * self.beams)]
         beams = [_Beam((), 0.0, spare[0], self._first)]
         for position, row in enumerate(received):
-            told = torch.tensor([given[position]]) if position in given else None
+            told = evidence.get(position)
             tried = [self._tried(beam, row, position, told) for beam in beams]
             nearest = min(float(one.missed.min()) for one in tried)
-            if told is None and self.weighs and nearest > _FITS * variance * len(row):
+            if self.weighs and nearest > _FITS * variance * len(row):
                 # None of them was what was sent: context makes more of a token than it is itself.
                 every = torch.arange(self._model.vocab, device=row.device)
-                tried = [self._tried(beam, row, position, every) for beam in beams]
+                tried = [self._tried(beam, row, position, told, every) for beam in beams]
             found = [way for one in tried for way in self._best(one, variance)]
             found.sort(key=lambda way: way[1], reverse=True)
             likely = [way for way in found[: self.beams] if way[1] > found[0][1] - _HOPELESS]
@@ -98,18 +107,24 @@ class _Matching:
         return list(beams[0].tokens)
 
     def _tried(
-        self, beam: _Beam, row: torch.Tensor, position: int, ids: torch.Tensor | None = None
+        self,
+        beam: _Beam,
+        row: torch.Tensor,
+        position: int,
+        told: torch.Tensor | None,
+        ids: torch.Tensor | None = None,
     ) -> _Tried:
+        before = beam.following if told is None else beam.following + told.to(beam.following)
         if ids is None:
-            ids = self._shortlist(beam, row, position)
-        return _Tried(beam, ids, self._missed(beam, ids, row, position))
+            ids = self._shortlist(before, row, position)
+        return _Tried(beam, ids, before[ids], self._missed(beam, ids, row, position))
 
     def _best(self, tried: _Tried, variance: float) -> Sequence[tuple[_Beam, float, int]]:
         """The best ways to go on: the logarithm of how likely each is, and the token."""
         beam, ids = tried.beam, tried.ids
         scores = -tried.missed / (2 * variance)
         if self.weighs:
-            scores = scores + beam.following[ids]
+            scores = scores + tried.before
         best = scores.topk(min(self.beams, len(ids)))
         ways = zip((beam.score + best.values).tolist(), ids[best.indices].tolist(), strict=True)
         return [(beam, score, token) for score, token in ways]
@@ -124,13 +139,13 @@ class _Matching:
         ]
         return (torch.cat(parts) - row).square().sum(dim=-1)
 
-    def _shortlist(self, beam: _Beam, row: torch.Tensor, position: int) -> torch.Tensor:
+    def _shortlist(self, before: torch.Tensor, row: torch.Tensor, position: int) -> torch.Tensor:
         vocab = self._model.vocab
         count = min(_NEAREST if self.weighs else _NEAREST_ALONE, vocab)
         near = self._table.distances(row, position).topk(count, largest=False)
         if not self.weighs:
             return near.indices
-        likely = beam.following.topk(min(_LIKELY, vocab))
+        likely = before.topk(min(_LIKELY, vocab))
         both = {*near.indices.tolist(), *likely.indices.tolist()}
         return torch.tensor(sorted(both), device=row.device)
 
