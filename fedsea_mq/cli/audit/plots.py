@@ -9,15 +9,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fedsea_mq.cli.audit.grid import ISOTROPIC, PAPER
 from fedsea_mq.cli.audit.report import Row, strongest
 
 
 def plot_audit(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Three PNG files in `folder`, which exists."""
+    """Three PNG files in `folder`, which exists; the first and the last of noise alone."""
+    noise_alone = [row for row in rows if row["defence"] in (ISOTROPIC, PAPER)]
     drawn = {
-        "recovery.png": _over_noise(rows),
+        "recovery.png": _over_noise(noise_alone),
         "front.png": _front(rows),
-        "map.png": _map(rows),
+        "map.png": _map(noise_alone),
     }
     for name, figure in drawn.items():
         figure.savefig(folder / name, dpi=110)
