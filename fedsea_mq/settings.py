@@ -123,6 +123,11 @@ NOISE_OFF: Final[Mapping[str, Any]] = {"mode": "off", "clip": None, "shape": Non
 """The section `noise` with which the states go as they are, whatever it said before."""
 
 
+def relative_noise(scale: float) -> dict[str, Any]:
+    """The section `noise` for so many times the head output's RMS; 0 is none."""
+    return {"mode": "relative", "scale": scale} if scale else dict(NOISE_OFF)
+
+
 class StandbySettings(Section):
     """Where another broker listens."""
 

@@ -7,7 +7,7 @@ of one part. Every part runs a packed batch: `[total positions, hidden]`, spans 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -58,14 +58,9 @@ class BlockRun(nn.Module):
         if not self.layers:
             return hidden
         positions = torch.cat([torch.arange(span.start, span.stop) for span in spans])
-        positions = positions.to(hidden.device)[None]
-        packed = hidden[None]
-        rotation = self.rotary(packed, positions)
         layout = StepLayout.of(spans, compiled=self._compiled)
-        with self._told([Segment(span.adapter, span.count) for span in spans]):
-            for layer in self.layers:
-                packed = layer(packed, position_embeddings=rotation, layout=layout)
-        return packed[0]
+        segments = [Segment(span.adapter, span.count) for span in spans]
+        return self._through(hidden, positions, layout, segments)
 
     def sequences(
         self, hidden: torch.Tensor, layout: PackedLayout, adapter: str | None = None
@@ -74,12 +69,8 @@ class BlockRun(nn.Module):
         if not self.layers:
             return hidden
         positions = torch.cat([torch.arange(length) for length in layout.lengths])
-        packed = hidden[None]
-        rotation = self.rotary(packed, positions.to(hidden.device)[None])
-        with self._told([Segment(adapter, length) for length in layout.lengths]):
-            for layer in self.layers:
-                packed = layer(packed, position_embeddings=rotation, layout=layout)
-        return packed[0]
+        segments = [Segment(adapter, length) for length in layout.lengths]
+        return self._through(hidden, positions, layout, segments)
 
     def alternatives(
         self, hidden: torch.Tensor, cache: KVCache, start: int, adapter: str | None = None
@@ -90,17 +81,25 @@ class BlockRun(nn.Module):
         """
         if not self.layers:
             return hidden
-        packed = hidden[None]
-        positions = torch.full((1, hidden.shape[0]), start, device=hidden.device)
-        rotation = self.rotary(packed, positions)
+        rows = hidden.shape[0]
         layout = CandidateLayout(cache, start)
-        with self._told([Segment(adapter, hidden.shape[0])]):
+        return self._through(hidden, torch.full((rows,), start), layout, [Segment(adapter, rows)])
+
+    def _through(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        layout: StepLayout | PackedLayout | CandidateLayout,
+        segments: Sequence[Segment],
+    ) -> torch.Tensor:
+        """`[total, hidden]` at these positions `[total]` through all layers."""
+        packed = hidden[None]
+        rotation = self.rotary(packed, positions.to(hidden.device)[None])
+        told = nullcontext() if self.adapters is None else self.adapters.told(segments)
+        with told:
             for layer in self.layers:
                 packed = layer(packed, position_embeddings=rotation, layout=layout)
         return packed[0]
-
-    def _told(self, segments: Sequence[Segment]) -> AbstractContextManager[None]:
-        return nullcontext() if self.adapters is None else self.adapters.told(segments)
 
 
 class Head(nn.Module):

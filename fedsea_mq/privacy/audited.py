@@ -45,10 +45,9 @@ def finding(noise: NoiseSettings, fingerprint: str) -> Finding | None:
     rows = [row for row in _strongest(noise.audit) if row["fingerprint"] == fingerprint]
     if not rows:
         return None
-    if noise.mode in (NoiseMode.RELATIVE, NoiseMode.OFF):
-        column, wanted = "sigma_over_head_rms", noise_std(noise.mode, noise.scale, 1.0)
-    else:
-        column, wanted = "sigma", noise_std(noise.mode, noise.scale, 1.0)
+    is_relative = noise.mode in (NoiseMode.RELATIVE, NoiseMode.OFF)
+    column = "sigma_over_head_rms" if is_relative else "sigma"
+    wanted = noise_std(noise.mode, noise.scale, head_rms=1.0)
     nearest = min(abs(row[column] - wanted) for row in rows)
     # Of several defences at one noise, the worst: which of them is in use is not known here.
     near = [row for row in rows if abs(row[column] - wanted) <= nearest + 1e-9]

@@ -11,14 +11,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from fedsea_mq.errors import ContextOverflow, InvalidPrompt
 from fedsea_mq.model.chat import chat_tokens
-from fedsea_mq.tasks.task import Example, Prompt
+from fedsea_mq.tasks.task import Example, Prompt, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from fedsea_mq.model.checkpoint import Checkpoint
 
 IGNORED: Final = -100
 # Stands where a prompt would, before an answer: punctuation, which no tokenizer joins to a space.
@@ -51,6 +53,15 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, source_tokens: int) -> None:
         self._tokenizer = tokenizer
         self._most = source_tokens
+
+    @classmethod
+    def of(cls, task: Task, checkpoint: Checkpoint) -> Self:
+        """For the task's prompts, as long as the model can take them.
+
+        Raises `CheckpointError` for a model without a tokenizer.
+        """
+        limits = task.limits.within(checkpoint.max_positions)
+        return cls(checkpoint.tokenizer, limits.source_tokens)
 
     def training(self, example: Example) -> Encoded:
         """Prompt and right answer.

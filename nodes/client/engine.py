@@ -12,7 +12,7 @@ import torch
 
 from fedsea_mq.errors import AdapterError, NotRunning
 from fedsea_mq.model.attention import Span
-from fedsea_mq.model.calibration import calibration_ids
+from fedsea_mq.model.calibration import calibration_states
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.kv_cache import KVCache
 from fedsea_mq.model.numerics import Numerics
@@ -131,15 +131,8 @@ def load(settings: Settings) -> Loaded:
     checkpoint = Checkpoint.open(model.path)
     fingerprint = checkpoint.fingerprint(cut)
     head, tail = load_client(checkpoint, cut, Numerics.of(model))
-    rms = _head_rms(checkpoint, head, model.device)
+    rms = typical_rms(calibration_states(checkpoint, head))
     noise = noise_source(settings.noise, rms, checkpoint.hidden, fingerprint)
     spec = PayloadSpec(settings.client.wire_dtype, checkpoint.hidden)
     adapters = load_adapters(settings.client.adapters, checkpoint, cut, head, tail)
     return Loaded(checkpoint, fingerprint, head, tail, rms, noise, spec, adapters)
-
-
-def _head_rms(checkpoint: Checkpoint, head: Head, device: str) -> float:
-    ids = calibration_ids(checkpoint)
-    span = Span(head.run.new_cache(len(ids)), 0, len(ids))
-    with torch.inference_mode():
-        return typical_rms(head(torch.tensor(ids, device=device), [span]))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from statistics import fmean
 from typing import Any, Final
 
@@ -93,7 +92,7 @@ async def audit_cell(
     }
     model = settings.model
     cut = Cut(model.head_blocks, model.tail_blocks)
-    said = {
+    said: dict[str, Any] = {
         "fingerprint": attackers[0].model.checkpoint.fingerprint(cut),
         "defence": setting.defence,
         "cut": scored.cut,
@@ -102,18 +101,23 @@ async def audit_cell(
         **utility,
         "privacy": _epsilon(noise, max(len(victim.tokens) for victim in audience.victims)),
     }
-    base = attackers[0].model.against(noise)
-    sent = [(_looked_at(base, one).seen, one.tokens) for one in captures]
-    said["membership_auc"] = membership_auc(base, sent, audience.shadow[:_DECOYS])
-    said["membership_auc_one_token"] = membership_auc_one_token(base, sent, _DECOYS)
     rows: list[dict[str, Any]] = []
     for attacker in attackers:
         known = Known(attacker.model.against(noise), scored.sigma, audience.shadow)
         runs = [[_looked_at(known.model, one) for one in run] for run in (captures, *again)]
-        attacked = partial(_attacked, known, audience.judge, runs)
-        found = await asyncio.to_thread(_listed, attacked)
+        if not rows:  # with the base weights alone
+            said |= await asyncio.to_thread(_membership, known, runs[0])
+        found = await asyncio.to_thread(_attacked, known, audience.judge, runs)
         rows += [said | row | _knowing(row, attacker) for row in found]
     return rows
+
+
+def _membership(known: Known, run: Sequence[Captured]) -> dict[str, Any]:
+    model, sent = known.model, [(one.seen, one.tokens) for one in run]
+    return {
+        "membership_auc": membership_auc(model, sent, known.shadow[:_DECOYS]),
+        "membership_auc_one_token": membership_auc_one_token(model, sent, _DECOYS),
+    }
 
 
 def _epsilon(noise: NoiseSource, positions: int) -> dict[str, Any]:
@@ -125,26 +129,20 @@ def _epsilon(noise: NoiseSource, positions: int) -> dict[str, Any]:
     return {**asdict(found), "epsilon": round(found.epsilon, 1)}
 
 
-def _listed(rows: Callable[[], Iterator[dict[str, Any]]]) -> list[dict[str, Any]]:
-    return list(rows())
-
-
 def _knowing(row: dict[str, Any], attacker: Attacker) -> dict[str, Any]:
     more = f" and {attacker.more}" if attacker.more else ""
     return {"knowledge": f"{row['knowledge']}{more}"}
 
 
 def _attacked(
-    known: Known,
-    judge: Judge,
-    runs: Sequence[Sequence[Captured]],
-) -> Iterator[dict[str, Any]]:
+    known: Known, judge: Judge, runs: Sequence[Sequence[Captured]]
+) -> list[dict[str, Any]]:
+    rows = []
     for make in ATTACKS:
         attack = make()
         attack.fit(known)
-        yield _row(attack.name, attack.knowledge, judge, _guesses(attack, runs[0]))
-    if len(runs) > 1:
-        yield from _averaging(known, judge, runs)
+        rows.append(_row(attack.name, attack.knowledge, judge, _guesses(attack, runs[0])))
+    return [*rows, _averaging(known, judge, runs)] if len(runs) > 1 else rows
 
 
 def _looked_at(model: PublicModel, one: Captured) -> Captured:
@@ -152,19 +150,17 @@ def _looked_at(model: PublicModel, one: Captured) -> Captured:
     return replace(one, seen=replace(one.seen, received=model.whitened(one.seen.received)))
 
 
-def _averaging(
-    known: Known, judge: Judge, runs: Sequence[Sequence[Captured]]
-) -> Iterator[dict[str, Any]]:
+def _averaging(known: Known, judge: Judge, runs: Sequence[Sequence[Captured]]) -> dict[str, Any]:
     """The same prompts from client nodes that were started anew: each with a key of its own."""
     count = len(runs)
     attack = BeamMatching()
-    attack.fit(Known(known.model, known.sigma / count**0.5, known.shadow))
+    attack.fit(replace(known, sigma=known.sigma / count**0.5))
     means = [
         Captured(averaged([_prompt_of(one.seen) for one in several]), first.tokens, first.secrets)
         for first, several in zip(runs[0], zip(*runs, strict=True), strict=True)
     ]
     name = f"averaging over {count} starts of the client"
-    yield _row(name, Knowledge.SIGMA, judge, _guesses(attack, means))
+    return _row(name, Knowledge.SIGMA, judge, _guesses(attack, means))
 
 
 def _prompt_of(seen: Seen) -> Seen:

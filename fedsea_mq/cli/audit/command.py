@@ -48,8 +48,6 @@ def audit(
         TRAINING,
         by_setting,
         cells,
-        in_words,
-        recommended,
         report,
         training_cells,
     )
@@ -78,9 +76,8 @@ def audit(
     for title, here in by_setting(rows):
         print_table(title, COLUMNS, map(cells, here))
     print_table("training", TRAINING, training_cells(told["training"]))
-    chosen = recommended(rows)
-    if chosen is not None:
-        console.print(in_words(chosen), markup=False)
+    if told["recommended"] is not None:
+        console.print(told["recommended"]["risk"], markup=False)
 
 
 async def _rows(settings: Settings, grid: Any, out: Path | None) -> Sequence[dict[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -13,16 +12,17 @@ from typing import Any, Final
 from fedsea_mq.cli.audit.cells import Attacker, Audience, Setting, audit_cell
 from fedsea_mq.cli.audit.live import live_system
 from fedsea_mq.cli.audit.training_cells import Training, audit_training, sent_lengths
-from fedsea_mq.cli.audit.victims import marked
+from fedsea_mq.cli.audit.victims import Victim, marked
+from fedsea_mq.cli.bench.kept_scores import digest_of
 from fedsea_mq.cli.score import Asked
-from fedsea_mq.model.calibration import calibration_ids
+from fedsea_mq.model.calibration import calibration_states
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.privacy.attacks.lengths import told_by_lengths
 from fedsea_mq.privacy.attacks.public_model import PublicModel
 from fedsea_mq.privacy.noise_shape import write_shape
 from fedsea_mq.privacy.recovery import Judge
 from fedsea_mq.privacy.shaping import output_gradients, shaped_root
-from fedsea_mq.settings import NOISE_OFF, Settings
+from fedsea_mq.settings import Settings, relative_noise
 from fedsea_mq.tasks.registry import find
 from fedsea_mq.tasks.task import Split, Wanted
 
@@ -68,11 +68,11 @@ class Grid:
 
     def settings(self, cut: tuple[int, int], model: PublicModel, shape: Path) -> list[Setting]:
         """What is tried at a cut; `shape` is the file of a shaped noise for it."""
-        found = [Setting(ISOTROPIC, _relative(scale)) for scale in self.scales]
+        found = [Setting(ISOTROPIC, relative_noise(scale)) for scale in self.scales]
         found.append(Setting(PAPER, {"mode": "mean_abs", "scale": _mean_abs(model)}))
         if cut == self.cuts[0]:
             for scale in self.others_at:
-                noise = _relative(scale)
+                noise = relative_noise(scale)
                 found.append(Setting(INT8, noise, {"wire_dtype": "int8"}))
                 found.append(Setting(CLIPPED, {**noise, "clip": _CLIP}))
                 found.append(Setting(SHAPED, {**noise, "shape": str(shape)}))
@@ -104,13 +104,9 @@ FULL: Final = Grid(
 )
 
 
-def _relative(scale: float) -> dict[str, Any]:
-    return {"mode": "relative", "scale": scale} if scale else dict(NOISE_OFF)
-
-
 def _mean_abs(model: PublicModel) -> float:
     """The paper's default scale: as large as the head's output (s = 0.02 where mean |h| is)."""
-    return round(float(model.states(calibration_ids(model.checkpoint)).abs().mean()), 4)
+    return round(float(calibration_states(model.checkpoint, model.head).abs().mean()), 4)
 
 
 async def audit(
@@ -129,14 +125,16 @@ async def _audit_cut(
     at_cut = _at_cut(settings, grid, cut)
     attackers = _attackers(at_cut, grid)
     audience = _audience(grid, cut, attackers[0].model.checkpoint)
-    kept = _Kept(folder, at_cut, grid)
+    kept = _Kept(folder, grid)
     shape = (scratch if folder is None else folder) / f"shape-{cut[0]}-{cut[1]}.safetensors"
     wanted = grid.settings(cut, attackers[0].model, shape)
-    found = {number: kept.find(setting) for number, setting in enumerate(wanted)}
-    for rows in found.values():
-        if rows is not None:
+    missing = []
+    for setting in wanted:
+        rows = kept.find(setting.of(at_cut), setting.defence)
+        if rows is None:
+            missing.append(setting)
+        else:
             yield rows
-    missing = [setting for number, setting in enumerate(wanted) if found[number] is None]
     if not missing:
         return
     if any("shape" in setting.noise for setting in missing):
@@ -144,7 +142,7 @@ async def _audit_cut(
     async with live_system(at_cut) as system:
         for setting in missing:
             rows = await audit_cell(system, setting, attackers, audience)
-            kept.add(setting, rows)
+            kept.add(setting.of(at_cut), setting.defence, rows)
             yield rows
 
 
@@ -157,14 +155,14 @@ def _write_shape(model: PublicModel, texts: Sequence[Sequence[int]], file: Path)
 async def audit_beside(settings: Settings, grid: Grid) -> dict[str, Any]:
     """What training gives away at the settings' cut and noise, and what lengths alone do."""
     checkpoint = Checkpoint.open(settings.model.path)
-    audience = _audience(grid, grid.cuts[0], checkpoint)
-    shadow, judge = audience.shadow, audience.judge
+    shadow = _shadow(grid, checkpoint)
+    judge = Judge(checkpoint.tokenizer, shadow)
     rows, lengths = [], []
     for task in grid.tasks:
         training = Training(task, grid.trained, grid.trained_steps)
         found = await audit_training(settings, training, grid.gradient_noises, shadow, judge)
         for scale in grid.trained_at:
-            louder = settings.replace(noise=_relative(scale))
+            louder = settings.replace(noise=relative_noise(scale))
             first = replace(training, steps=1)
             found += await audit_training(louder, first, (0.0,), shadow, judge)
         rows += [{"task": task, **row} for row in found]
@@ -200,56 +198,50 @@ def _attackers(settings: Settings, grid: Grid) -> list[Attacker]:
 
 
 def _audience(grid: Grid, cut: tuple[int, int], checkpoint: Checkpoint) -> Audience:
-    tasks = [find(name) for name in grid.tasks]
-    victims = [
-        victim
-        for task in tasks
-        for victim in marked(
-            Asked.of(task, Wanted(Split.VALIDATION, grid.victims, _VICTIM_SEED)),
-            checkpoint,
-            _VICTIM_SEED,
-        )
-    ]
-    shadow = [
-        one.tokens
-        for task in tasks
-        for one in marked(
-            Asked.of(task, Wanted(Split.TRAIN, grid.shadow, _SHADOW_SEED)),
-            checkpoint,
-            _SHADOW_SEED,
-        )
-    ]
-    asked = [Asked.of(task, Wanted(Split.VALIDATION, grid.asked, _UTILITY_SEED)) for task in tasks]
+    victims = _marked(grid, checkpoint, Wanted(Split.VALIDATION, grid.victims, _VICTIM_SEED))
+    shadow = _shadow(grid, checkpoint)
+    wanted = Wanted(Split.VALIDATION, grid.asked, _UTILITY_SEED)
+    asked = [Asked.of(find(name), wanted) for name in grid.tasks]
     restarts = grid.restarts if cut == grid.cuts[0] else 0
     return Audience(victims, shadow, asked, restarts, Judge(checkpoint.tokenizer, shadow))
 
 
-class _Kept:
-    """A file for each setting that was audited."""
+def _shadow(grid: Grid, checkpoint: Checkpoint) -> list[tuple[int, ...]]:
+    wanted = Wanted(Split.TRAIN, grid.shadow, _SHADOW_SEED)
+    return [one.tokens for one in _marked(grid, checkpoint, wanted)]
 
-    def __init__(self, folder: Path | None, settings: Settings, grid: Grid) -> None:
+
+def _marked(grid: Grid, checkpoint: Checkpoint, wanted: Wanted) -> list[Victim]:
+    asked = (Asked.of(find(name), wanted) for name in grid.tasks)
+    return [one for task in asked for one in marked(task, checkpoint, wanted.seed)]
+
+
+class _Kept:
+    """A file for each setting that was audited.
+
+    Another one is due to whatever else the figures depend on: all settings but where parties are.
+    """
+
+    def __init__(self, folder: Path | None, grid: Grid) -> None:
         self._folder = None if folder is None else folder / "cells"
         which = {"cuts", "scales", "others_at"}
         which |= {"trained", "trained_steps", "trained_at", "gradient_noises"}
-        rest = {name: str(v) for name, v in asdict(grid).items() if name not in which}
-        model = settings.model.model_dump(mode="json", exclude={"threads"})
-        self._of = {"model": model, "grid": rest}
+        self._grid = {name: str(v) for name, v in asdict(grid).items() if name not in which}
 
-    def _file(self, setting: Setting) -> Path | None:
+    def _file(self, settings: Settings, defence: str) -> Path | None:
         if self._folder is None:
             return None
-        said = json.dumps({**self._of, "setting": asdict(setting)}, sort_keys=True)
-        return self._folder / f"{sha256(said.encode()).hexdigest()[:16]}.json"
+        return self._folder / f"{digest_of(settings, [self._grid, defence])}.json"
 
-    def find(self, setting: Setting) -> list[dict[str, Any]] | None:
-        file = self._file(setting)
+    def find(self, settings: Settings, defence: str) -> list[dict[str, Any]] | None:
+        file = self._file(settings, defence)
         if file is None or not file.exists():
             return None
         rows: list[dict[str, Any]] = json.loads(file.read_text())
         return rows
 
-    def add(self, setting: Setting, rows: list[dict[str, Any]]) -> None:
-        file = self._file(setting)
+    def add(self, settings: Settings, defence: str, rows: list[dict[str, Any]]) -> None:
+        file = self._file(settings, defence)
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             unfinished = file.with_suffix(".new")

@@ -11,8 +11,6 @@ from fedsea_mq.cli.audit.report import (
     Row,
     by_setting,
     cells,
-    in_words,
-    recommended,
     strongest,
     training_cells,
 )
@@ -25,8 +23,8 @@ def page(told: Mapping[str, Any], rows: Sequence[Row], plots: Iterable[str]) -> 
 
     `told` is the report as JSON, `rows` its grid.
     """
-    chosen = recommended(rows)
-    risk = "Nothing was measured." if chosen is None else in_words(chosen)
+    chosen = told["recommended"]
+    risk = "Nothing was measured." if chosen is None else chosen["risk"]
     lines = [
         "# What a trunk can read",
         "",

@@ -8,6 +8,8 @@ from typing import Any, Final
 from fedsea_mq.cli.audit.grid import PAPER
 
 Row = Mapping[str, Any]
+# Defence, cut and sigma.
+_Setting = tuple[str, str, float]
 # Reads what the trunk computed, not what it received: no noise on the way in is against it.
 _OF_OUTPUTS: Final = "public tail on outputs"
 # A setting is as useful as another within so much of the mean score.
@@ -16,15 +18,19 @@ _EQUAL: Final = 0.01
 _HIDES_NOTHING: Final = 0.9
 
 
+def _setting(row: Row) -> _Setting:
+    return row["defence"], row["cut"], row["sigma"]
+
+
 def strongest(rows: Sequence[Row]) -> list[Row]:
     """Of each setting the attack on what was received that recovers most of the prompt."""
-    best: dict[tuple[str, str, float], Row] = {}
+    best: dict[_Setting, Row] = {}
     for row in rows:
         if row["attack"] == _OF_OUTPUTS:
             continue
-        key = (row["defence"], row["cut"], row["sigma"])
-        if key not in best or row["token_recovery"] > best[key]["token_recovery"]:
-            best[key] = row
+        here = best.setdefault(_setting(row), row)
+        if row["token_recovery"] > here["token_recovery"]:
+            best[_setting(row)] = row
     return list(best.values())
 
 
@@ -70,7 +76,7 @@ def report(rows: Sequence[Row], beside: Mapping[str, Any]) -> dict[str, Any]:
 
 def _epsilons(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Of each setting, for one prompt sent once; null where none can be said, and why."""
-    settings = {(row["defence"], row["cut"], row["sigma"]): row["privacy"] for row in rows}
+    settings = {_setting(row): row["privacy"] for row in rows}
     return [
         {"defence": defence, "cut": cut, "sigma": sigma, **privacy}
         for (defence, cut, sigma), privacy in settings.items()
@@ -84,17 +90,14 @@ def _named(row: Row) -> dict[str, Any]:
 
 def by_setting(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
     """The rows of each setting, and what it is, for a title."""
-    settings = dict.fromkeys((row["defence"], row["cut"], row["sigma"]) for row in rows)
-    for defence, cut, sigma in settings:
-        here = [
-            row
-            for row in rows
-            if (row["defence"], row["cut"], row["sigma"]) == (defence, cut, sigma)
-        ]
-        noise, first = f"{here[0]['sigma_over_head_rms']:.2f}", here[0]
+    settings: dict[_Setting, list[Row]] = {}
+    for row in rows:
+        settings.setdefault(_setting(row), []).append(row)
+    for (defence, cut, _), here in settings.items():
+        first = here[0]
         yield (
-            f"cut {cut}, {defence}, {noise} of RMS: tasks score {first['utility']:.1%}, "
-            f"guessing finds {first['random_baseline']:.1%}",
+            f"cut {cut}, {defence}, {first['sigma_over_head_rms']:.2f} of RMS: tasks score "
+            f"{first['utility']:.1%}, guessing finds {first['random_baseline']:.1%}",
             here,
         )
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from fedsea_mq.cli.audit.live_training import TaughtStep, captured_training
+from fedsea_mq.cli.audit.victims import drawn_number
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.privacy.attacks.attack import Knowledge, Known, Seen
 from fedsea_mq.privacy.attacks.gradient_matching import match_labels
-from fedsea_mq.privacy.attacks.labels import recover_labels
+from fedsea_mq.privacy.attacks.labels import Labels, recover_labels
 from fedsea_mq.privacy.attacks.public_model import PublicModel
 from fedsea_mq.privacy.attacks.vocabulary import BeamMatching
 from fedsea_mq.privacy.noise import noise_source
@@ -27,7 +28,6 @@ _SEED: Final = 11
 _BATCHES: Final = 3
 # Ten times the default: the tail is soon not the public one any more.
 _RATE: Final = 1e-3
-_DIGITS: Final = 6
 
 Guess = Mapping[int, int]
 
@@ -73,24 +73,19 @@ async def audit_training(
 
 def sent_lengths(task: str, count: int, checkpoint: Checkpoint) -> list[tuple[int, int]]:
     """Tokens of the prompt and of the answer, of so many units of a task."""
-    encoder = _encoder(task, checkpoint)
+    encoder = Encoder.of(find(task), checkpoint)
     encoded = [encoder.training(one) for one in _drawn(task, count)]
     return [(len(one.prompt), len(one.answer)) for one in encoded]
 
 
 def _examples(training: Training, checkpoint: Checkpoint) -> list[Encoded]:
     """Each answer goes on with a number that nobody could guess."""
-    count, encoder = training.batch * _BATCHES, _encoder(training.task, checkpoint)
+    count, encoder = training.batch * _BATCHES, Encoder.of(find(training.task), checkpoint)
     rng = random.Random(f"audit {_SEED}")  # noqa: S311 - invented numbers
     return [
-        encoder.training(replace(one, answer=f"{one.answer} {_number(rng)}"))
+        encoder.training(replace(one, answer=f"{one.answer} {drawn_number(rng)}"))
         for one in _drawn(training.task, count)[:count]
     ]
-
-
-def _encoder(task: str, checkpoint: Checkpoint) -> Encoder:
-    limits = find(task).limits.within(checkpoint.max_positions)
-    return Encoder(checkpoint.tokenizer, limits.source_tokens)
 
 
 def _drawn(task: str, count: int) -> list[Example]:
@@ -99,22 +94,25 @@ def _drawn(task: str, count: int) -> list[Example]:
     return list({one.unit: one for one in drawn if one.answer is not None}.values())
 
 
-def _number(rng: random.Random) -> str:
-    return "".join(rng.choices("0123456789", k=_DIGITS))
-
-
 def _both_ends(known: Known, judge: Judge, taught: Sequence[TaughtStep]) -> list[dict[str, Any]]:
     first, last = taught[0], taught[-1]
-    rows = [*_from_gradients(known, judge, first), *_from_states(known, judge, first)]
+    labels = recover_labels(known.model, first.seen)
+    rows = [
+        *_from_gradients(known, judge, first, labels),
+        *_from_states(known, judge, first, labels),
+    ]
     if last is not first:
-        rows += _from_gradients(known, judge, last)
+        labels = recover_labels(known.model, last.seen)
+        rows += _from_gradients(known, judge, last, labels)
     return rows
 
 
-def _from_gradients(known: Known, judge: Judge, step: TaughtStep) -> Iterator[dict[str, Any]]:
+def _from_gradients(
+    known: Known, judge: Judge, step: TaughtStep, labels: Sequence[Labels]
+) -> Iterator[dict[str, Any]]:
     model, weights = known.model, Knowledge.WEIGHTS
-    labels = [one.by_position() for one in recover_labels(model, step.seen)]
-    yield _row("labels from gradients", weights, judge, step, labels)
+    found = [one.by_position() for one in labels]
+    yield _row("labels from gradients", weights, judge, step, found)
     yield _row("gradient matching", weights, judge, step, match_labels(model, step.seen))
     said = [model.answers(one.outputs).argmax(dim=-1).tolist() for one in step.seen]
     yield _row(
@@ -122,9 +120,10 @@ def _from_gradients(known: Known, judge: Judge, step: TaughtStep) -> Iterator[di
     )
 
 
-def _from_states(known: Known, judge: Judge, step: TaughtStep) -> Iterator[dict[str, Any]]:
+def _from_states(
+    known: Known, judge: Judge, step: TaughtStep, labels: Sequence[Labels]
+) -> Iterator[dict[str, Any]]:
     """The states alone, and with what the gradients say of the answer."""
-    labels = recover_labels(known.model, step.seen)
     matching = BeamMatching()
     matching.fit(known)
     states = [

@@ -29,13 +29,17 @@ def marked(asked: Asked, checkpoint: Checkpoint, seed: int) -> Iterator[Victim]:
 
     Raises `InvalidPrompt` or `ContextOverflow` as `Encoder.prompt` does.
     """
-    limits = asked.task.limits.within(checkpoint.max_positions)
-    encoder = Encoder(checkpoint.tokenizer, limits.source_tokens)
+    encoder = Encoder.of(asked.task, checkpoint)
     rng = random.Random(f"audit {seed}")  # noqa: S311 - invented names
     # The turns of one conversation hold the same text.
     for example in {one.unit: one for one in reversed(asked.examples)}.values():
-        secrets = (_name(rng), "".join(rng.choices("0123456789", k=_DIGITS)))
+        secrets = (_name(rng), drawn_number(rng))
         yield Victim(tuple(encoder.prompt(_opened(example, secrets).prompt)), secrets)
+
+
+def drawn_number(rng: random.Random) -> str:
+    """Six digits that nobody could guess."""
+    return "".join(rng.choices("0123456789", k=_DIGITS))
 
 
 def _opened(example: Example, secrets: tuple[str, str]) -> Example:

@@ -23,6 +23,15 @@ class Place:
     scale: float
 
 
+def digest_of(settings: Settings, of: Any) -> str:
+    """Names what a result depends on: the settings, but for where parties are, and `of`.
+
+    What is at its default is left out, so that a new setting finds what was kept before it.
+    """
+    named = settings.model_dump_json(exclude={"log", "security", "broker"}, exclude_defaults=True)
+    return sha256((named + json.dumps(of)).encode()).hexdigest()[:16]
+
+
 class KeptScores:
     """What is in `file`, if it is of the same settings; without a file, nothing is kept.
 
@@ -31,12 +40,7 @@ class KeptScores:
 
     def __init__(self, file: Path | None, settings: Settings, of: Any) -> None:
         self._file = file
-        # What is at its default is left out, so that a new setting finds what was kept before it.
-        named = settings.model_dump_json(
-            exclude={"log", "security", "broker"}, exclude_defaults=True
-        )
-        said = named + json.dumps(of)
-        self._key = sha256(said.encode()).hexdigest()[:16]
+        self._key = digest_of(settings, of)
         self._found: dict[Place, Scores] = {}
         if file is not None and file.exists():
             self._read(file)

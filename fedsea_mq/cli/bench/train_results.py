@@ -27,7 +27,7 @@ from fedsea_mq.cli.score import Asked, score
 from fedsea_mq.model.adapters import merge_adapters
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.run_settings import TrainingSection
-from fedsea_mq.settings import NOISE_OFF, Settings
+from fedsea_mq.settings import Settings, relative_noise
 from fedsea_mq.tasks.registry import find
 from fedsea_mq.tasks.task import Scores, Split, Wanted
 from nodes.trainer.examples import Examples, held_out_examples, load_examples
@@ -156,7 +156,7 @@ class _Cell:
             # As many examples a step, whoever takes part.
             batch = training.batch_size * (training.clients if "pooled" in shards else 1)
             settings = self.settings.replace(
-                noise=_noise(scale),
+                noise=relative_noise(scale),
                 training={
                     "run": "results",
                     "out": name,
@@ -178,7 +178,7 @@ class _Cell:
             settings = settings.replace(
                 trunk={"adapters": held}, client={"adapters": held, "adapter": _NAME}
             )
-        noises = [_noise(scale) for scale in scales]
+        noises = [relative_noise(scale) for scale in scales]
         scored = await score(settings, noises, [self.asked], join=False)
         return [one.scores for one in scored]
 
@@ -188,10 +188,6 @@ def _asked(training: TrainingSection, count: int) -> Asked:
     if training.validation:
         return Asked(task, held_out_examples(training))
     return Asked.of(task, Wanted(Split.VALIDATION, count, 1000))
-
-
-def _noise(scale: float) -> dict[str, Any]:
-    return {"mode": "relative", "scale": scale} if scale else dict(NOISE_OFF)
 
 
 def markdown_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import ClassVar, Protocol
 
 import torch
 
 from fedsea_mq.privacy.attacks.public_model import PublicModel
+from fedsea_mq.privacy.attacks.token_table import TokenTable
 
 
 class Knowledge(StrEnum):
     """What an attacker has beside what the trunk sees, each level with the ones before it."""
 
-    NOTHING = "nothing"
     SHADOW = "shadow text"
     WEIGHTS = "base weights"
     SIGMA = "base weights and sigma"
@@ -35,7 +36,7 @@ class Seen:
     prompt: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Known:
     """What the attacker has. `sigma` is the standard deviation of the noise on each element.
 
@@ -45,6 +46,15 @@ class Known:
     model: PublicModel
     sigma: float
     shadow: Sequence[Sequence[int]]
+
+    @cached_property
+    def table(self) -> TokenTable:
+        """Each token of the vocabulary through the head, after what most of the shadow begins with.
+
+        For all attacks that are made with this knowledge.
+        """
+        firsts = [tokens[0] for tokens in self.shadow]
+        return TokenTable(self.model, max(set(firsts), key=firsts.count))
 
 
 class Attack(Protocol):

@@ -13,7 +13,6 @@ import torch
 
 from fedsea_mq.model.packed_attention import PackedLayout
 from fedsea_mq.privacy.attacks.attack import Knowledge, Known, Seen
-from fedsea_mq.privacy.attacks.nearest import TokenTable, first_token
 
 _STEPS: Final = 100
 _RATE: Final = 0.3
@@ -33,7 +32,7 @@ class SoftInversion:
         self._head = known.model.head
         self._presented = known.model.presented
         self._told = known.model.whole(known.model.head.run)
-        self._table = TokenTable(known.model, first_token(known))
+        self._table = known.table
 
     def recover(self, seen: Seen) -> list[int]:
         """See `Attack.recover`."""

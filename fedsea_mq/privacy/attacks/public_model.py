@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -11,7 +12,7 @@ import torch
 
 from fedsea_mq.errors import AdapterError
 from fedsea_mq.model.attention import Span
-from fedsea_mq.model.calibration import calibration_ids
+from fedsea_mq.model.calibration import calibration_states
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.held_adapters import hold_adapters, open_adapters
 from fedsea_mq.model.kv_cache import KVCache
@@ -97,7 +98,7 @@ class PublicModel:
 
     def head_rms(self) -> float:
         """What relative noise is relative to: the typical RMS of the head's output."""
-        return typical_rms(self.states(calibration_ids(self.checkpoint)))
+        return typical_rms(calibration_states(self.checkpoint, self.head))
 
     @property
     def device(self) -> str:
@@ -111,11 +112,7 @@ class PublicModel:
 
     def whole(self, run: BlockRun) -> Callable[[torch.Tensor, PackedLayout], torch.Tensor]:
         """One of the parts' blocks as a differentiable function of `[total, hidden]` inputs."""
-
-        def through(hidden: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
-            return run.sequences(hidden, layout, self.adapter)
-
-        return through
+        return partial(run.sequences, adapter=self.adapter)
 
     @torch.inference_mode()
     def states(self, tokens: Sequence[int]) -> torch.Tensor:

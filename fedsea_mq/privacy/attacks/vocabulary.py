@@ -19,7 +19,6 @@ from typing import ClassVar, Final
 import torch
 
 from fedsea_mq.privacy.attacks.attack import Knowledge, Known, Seen
-from fedsea_mq.privacy.attacks.nearest import TokenTable, first_token
 from fedsea_mq.privacy.attacks.public_model import Caches
 
 # How many candidates are tried: the nearest out of context, and the likeliest to follow.
@@ -75,9 +74,9 @@ class _Matching:
     """Whether the noise's sigma and the language model count."""
 
     def fit(self, known: Known) -> None:
-        """Run each token of the vocabulary through the head."""
+        """Count what texts begin with."""
         self._model = known.model
-        self._table = TokenTable(known.model, first_token(known))
+        self._table = known.table
         counts = torch.ones(known.model.vocab, device=known.model.device)
         for tokens in known.shadow:
             counts[tokens[0]] += 1
