@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from fedsea_mq.errors import ConfigError
+from fedsea_mq.settings import Settings
 
 T = TypeVar("T")
 
@@ -29,6 +30,7 @@ Seed = Annotated[int | None, typer.Option(help="Seed of the sampling, never of t
 Adapter = Annotated[
     str | None, typer.Option(metavar="NAME", help="One of client.adapters, for all that is asked.")
 ]
+Count = Annotated[int, typer.Option("--n", min=1, help="Examples of a task.")]
 Stop = Annotated[list[str] | None, typer.Option(help="Stop string; may be repeated.")]
 
 
@@ -46,3 +48,13 @@ def as_cut(text: str) -> tuple[int, int]:
     """`1+2` as head and tail blocks. Raises `ValueError`."""
     head, tail = (int(blocks) for blocks in text.split("+"))
     return head, tail
+
+
+def quiet(config: Path | None, overrides: list[str] | None) -> Settings:
+    """Settings of a command that prints results: logs only what went wrong, unless asked."""
+    return Settings.load(config, overrides or [], ["log.level=warning"])
+
+
+def with_adapter(settings: Settings, name: str | None) -> Settings:
+    """The settings with every session through this adapter, if one is named."""
+    return settings if name is None else settings.replace(client={"adapter": name})
