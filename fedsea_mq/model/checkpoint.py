@@ -156,8 +156,13 @@ class Checkpoint:
         """Stored bytes of these tensors."""
         return sum(self.tensors[name].nbytes for name in names)
 
-    def load(self, names: list[str], dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
+    def load(
+        self, names: list[str], dtype: torch.dtype, device: str, *, keep: bool = True
+    ) -> dict[str, torch.Tensor]:
         """Read these tensors, and only these, in the compute dtype.
+
+        Those that are not to be kept may be views of the file, which stays mapped as long as they
+        live.
 
         Raises:
             CheckpointError: a tensor is missing, damaged, or differs from the shard's manifest.
@@ -167,13 +172,14 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.folders[0]}: {len(missing)} tensors missing, first {missing[0]}"
             )
-        return {name: self._read(self.tensors[name], dtype, device) for name in names}
+        return {
+            name: self._read(self.tensors[name]).to(device, dtype, copy=keep) for name in names
+        }
 
-    def _read(self, stored: StoredTensor, dtype: torch.dtype, device: str) -> torch.Tensor:
+    def _read(self, stored: StoredTensor) -> torch.Tensor:
         if self.manifest is not None and stored.digest() != self._expected_digest(stored.name):
             raise CheckpointError(f"{stored.file}: tensor {stored.name} is not the one sharded")
-        # A copy, so that no view keeps the mapped file alive.
-        return stored.read().to(device, dtype, copy=True)
+        return stored.read()
 
     def _expected_digest(self, name: str) -> str | None:
         # A tied model's tail shard carries the embedding under lm_head's name.

@@ -40,7 +40,7 @@ def can_pack_int8() -> bool:
 class Int8Linear(nn.Module):
     """`x @ weight.T + bias` with both factors rounded to int8; `[..., in]` to `[..., out]`.
 
-    Where the operators are missing or inexact, the product is taken in fp32. The result is the same
+    What it keeps are copies, since weight and bias may be views of a mapped file. Where the operators are missing or inexact, the product is taken in fp32. The result is the same
     and takes longer than plain layers do.
     """
 
@@ -51,7 +51,7 @@ class Int8Linear(nn.Module):
         quantised, scales = quantise_rows(weight.detach().float())
         self._weight = _pack(quantised) if self.packs else quantised
         self._scales = scales[:, 0]
-        self._bias = None if bias is None else bias.detach().float()
+        self._bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
 
     @property
     def nbytes(self) -> int:

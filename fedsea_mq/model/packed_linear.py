@@ -32,7 +32,7 @@ def can_pack() -> bool:
 class PackedLinear(nn.Module):
     """`x @ weight.T + bias` with the weight in bf16; `[..., in]` to `[..., out]`.
 
-    Where the operators are missing, the weight is kept plain and the result is the same.
+    What it keeps are copies, since weight and bias may be views of a mapped file. Where the operators are missing, the weight is kept plain and the result is the same.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -40,8 +40,8 @@ class PackedLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.packs = can_pack()
         plain = weight.detach().to(torch.bfloat16)
-        self._weight = _pack(plain) if self.packs else plain
-        self._bias = None if bias is None else bias.detach().to(torch.bfloat16)
+        self._weight = _pack(plain) if self.packs else plain.clone()
+        self._bias = None if bias is None else bias.detach().to(torch.bfloat16, copy=True)
 
     @property
     def nbytes(self) -> int:

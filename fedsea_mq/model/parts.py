@@ -219,13 +219,16 @@ class _Loader:
     def _assign(self, path: str, names: list[str]) -> None:
         module = self._skeleton.get_submodule(path)
         dtype, device = self._numerics.read_as(module), self._numerics.device
-        tensors = self._checkpoint.load(names, dtype, device)
+        tensors = self._checkpoint.load(names, dtype, device, keep=not self._packs(module))
         own = {name.rpartition(".")[2]: tensor for name, tensor in tensors.items()}
         try:
             module.load_state_dict(own, assign=True)
         except RuntimeError as error:
             raise CheckpointError("a tensor's shape is not what config.json says") from error
         module.requires_grad_(False)
+
+    def _packs(self, module: nn.Module) -> bool:
+        return isinstance(module, nn.Linear) and self._numerics.linear is not None
 
     def _pack(self, path: str) -> None:
         """Put what the numerics say in the place of a linear layer."""
