@@ -172,9 +172,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.folders[0]}: {len(missing)} tensors missing, first {missing[0]}"
             )
-        return {
-            name: self._read(self.tensors[name]).to(device, dtype, copy=keep) for name in names
-        }
+        return {name: self._read(self.tensors[name]).to(device, dtype, copy=keep) for name in names}
 
     def _read(self, stored: StoredTensor) -> torch.Tensor:
         if self.manifest is not None and stored.digest() != self._expected_digest(stored.name):

@@ -40,8 +40,9 @@ def can_pack_int8() -> bool:
 class Int8Linear(nn.Module):
     """`x @ weight.T + bias` with both factors rounded to int8; `[..., in]` to `[..., out]`.
 
-    What it keeps are copies, since weight and bias may be views of a mapped file. Where the operators are missing or inexact, the product is taken in fp32. The result is the same
+    Where the operators are missing or inexact, the product is taken in fp32. The result is the same
     and takes longer than plain layers do.
+    What it keeps are copies: weight and bias may be views of a mapped file.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:

@@ -32,7 +32,8 @@ def can_pack() -> bool:
 class PackedLinear(nn.Module):
     """`x @ weight.T + bias` with the weight in bf16; `[..., in]` to `[..., out]`.
 
-    What it keeps are copies, since weight and bias may be views of a mapped file. Where the operators are missing, the weight is kept plain and the result is the same.
+    Where the operators are missing, the weight is kept plain and the result is the same.
+    What it keeps are copies: weight and bias may be views of a mapped file.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:

@@ -110,7 +110,7 @@ async def test_no_party_holds_more_than_its_own_tensors(large: Path, int8: bool)
     assert (55 << 20 if int8 else 220 << 20) < held["trunk"] < (60 << 20 if int8 else 240 << 20)
     slack = 48 << 20  # thread pools, sockets, KV and the allocator
     # Copying out of a mapped file touches at most one tensor's pages beside the tensors themselves;
-    # in int8 they are rounded from there, and lie beside the pages once more before they are packed.
+    # in int8 the rounded ones lie beside the pages once more, before they are packed.
     passing = 1024 * 3072 * (5 if int8 else 4)
     for party in ("client", "trunk"):
         grown = verdict.peak_rss[party] - verdict.baseline_rss[party]
