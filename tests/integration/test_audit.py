@@ -92,8 +92,13 @@ async def test_a_whole_audit_reports_what_was_recovered_and_is_not_done_twice(
     assert named["public tail on outputs", 0.0]["answer_recovery"] == 1.0
     assert all(row["random_baseline"] < 0.1 for row in rows)
     assert all(row["membership_auc"] == 1.0 for row in rows)
+    assert beam["agreement"] == 1.0
+    assert beam["perplexity"] == pytest.approx(beam["perplexity_noise_free"], rel=1e-3)
+    paper = next(row for row in rows if row["defence"] == PAPER)
+    assert paper["agreement"] < 1.0
+    assert paper["perplexity"] > paper["perplexity_noise_free"] == beam["perplexity_noise_free"]
     small = replace(SMALL, trained=2, trained_steps=3, gradient_noises=(0.0,))
-    beside = await audit_beside(QUIET, small)
+    beside = await audit_beside(QUIET, small, tmp_path)
     trained = {(row["attack"], row["after_steps"]): row for row in beside["training"]}
     labels, both = trained["labels from gradients", 0], trained["both", 0]
     assert labels["label_recovery"] == both["label_recovery"] == 1.0
@@ -117,6 +122,7 @@ async def test_a_whole_audit_reports_what_was_recovered_and_is_not_done_twice(
     # Nothing is left to be done, so nothing is started.
     kept = [row async for found in audit(QUIET, SMALL, tmp_path) for row in found]
     assert kept == rows
+    assert await audit_beside(QUIET, small, tmp_path) == beside
 
     (tmp_path / "report.json").write_text(json.dumps(told))
     noise = NoiseSettings(audit=tmp_path / "report.json")

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any, Final
 
+from fedsea_mq.cli.audit.fidelity import fidelity
 from fedsea_mq.cli.audit.live import Captured, LiveSystem
 from fedsea_mq.cli.audit.victims import Victim
 from fedsea_mq.cli.score import Asked, score
@@ -77,7 +78,10 @@ class Attacker:
 async def audit_cell(
     system: LiveSystem, setting: Setting, attackers: Sequence[Attacker], audience: Audience
 ) -> list[dict[str, Any]]:
-    """Capture, attack and score: a row for each attack of each attacker."""
+    """Capture, attack and score: a row for each attack of each attacker.
+
+    The first attacker has the base weights alone, the last one what the client runs with.
+    """
     settings = setting.of(system.settings)
     captures, noise = await system.capture(settings, audience.victims, _ANSWER_TOKENS)
     again = [
@@ -107,6 +111,8 @@ async def audit_cell(
         runs = [[_looked_at(known.model, one) for one in run] for run in (captures, *again)]
         if not rows:  # with the base weights alone
             said |= await asyncio.to_thread(_membership, known, runs[0])
+            own = attackers[-1].model
+            said |= await asyncio.to_thread(fidelity, attacker.model, own, captures)
         found = await asyncio.to_thread(_attacked, known, audience.judge, runs)
         rows += [said | row | _knowing(row, attacker) for row in found]
     return rows

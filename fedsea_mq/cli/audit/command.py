@@ -55,7 +55,9 @@ def audit(
     settings = Settings.load(config, set_ or [], ["log.level=warning"])
     configure_logging(settings.log)
     torch.set_num_threads(settings.model.threads)
-    grid = replace(QUICK if quick else FULL, adapter=adapter)
+    grid = QUICK if quick else FULL
+    if adapter is not None:
+        grid = replace(grid, adapter=adapter, noise_aware_at=())
     if sigma is not None:
         grid = replace(grid, scales=options.each(sigma, float))
     if cut is not None:
@@ -63,7 +65,7 @@ def audit(
     if task:
         grid = replace(grid, tasks=task)
     rows = asyncio.run(_rows(settings, grid, out))
-    beside = asyncio.run(audit_beside(settings, grid))
+    beside = asyncio.run(audit_beside(settings, grid, out))
     told = report(rows, beside)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,10 +9,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from fedsea_mq.cli.audit.cells import Attacker, Audience, Setting, audit_cell
+from fedsea_mq.cli.audit.kept import KeptFindings
 from fedsea_mq.cli.audit.live import live_system
+from fedsea_mq.cli.audit.noise_aware import noise_aware_adapter
 from fedsea_mq.cli.audit.training_cells import Training, audit_training, sent_lengths
 from fedsea_mq.cli.audit.victims import Victim, marked
-from fedsea_mq.cli.bench.kept_scores import digest_of
 from fedsea_mq.cli.score import Asked
 from fedsea_mq.model.calibration import calibration_states
 from fedsea_mq.model.checkpoint import Checkpoint
@@ -35,6 +35,7 @@ PAPER: Final = "isotropic noise, the paper's scale"
 INT8: Final = "isotropic noise, int8 on the wire"
 CLIPPED: Final = "clipped, isotropic noise"
 SHAPED: Final = "noise shaped to what the trunk tolerates"
+NOISE_AWARE: Final = "isotropic noise, private adapters trained under it"
 # Of the typical norm: about half of the states are scaled down a little, some much.
 _CLIP: Final = 0.8
 _RIDGE: Final = 0.1
@@ -49,7 +50,8 @@ class Grid:
     are scored. One member takes `trained_steps` steps of `trained` examples at each of
     `gradient_noises`; and without noise on gradients at each noise of `trained_at`. At the first
     cut each text is sent again by `restarts` client nodes started anew, and other defences than
-    noise alone are tried, at the scales `others_at`.
+    noise alone are tried, at the scales `others_at`; and at each of `noise_aware_at` with adapters
+    that a client trained at this noise, by itself, for `noise_aware_steps` steps.
     """
 
     cuts: Sequence[tuple[int, int]]
@@ -60,6 +62,8 @@ class Grid:
     restarts: int
     tasks: Sequence[str]
     others_at: Sequence[float] = ()
+    noise_aware_at: Sequence[float] = ()
+    noise_aware_steps: int = 80
     trained: int = 4
     trained_steps: int = 8
     trained_at: Sequence[float] = ()
@@ -97,6 +101,7 @@ FULL: Final = Grid(
     restarts=3,
     tasks=("embedded",),
     others_at=(0.5, 1.0),
+    noise_aware_at=(1.0, 2.0),
     trained=8,
     trained_steps=60,
     trained_at=(4.0,),
@@ -114,36 +119,62 @@ async def audit(
 ) -> AsyncIterator[list[dict[str, Any]]]:
     """The rows of one setting after another; what `folder` has of them is not found again."""
     with TemporaryDirectory(prefix="fedsea-audit-") as name:
+        files = Path(name) if folder is None else folder
+        kept = KeptFindings(None if folder is None else folder / "cells")
         for cut in grid.cuts:
-            async for rows in _audit_cut(settings, grid, cut, folder, Path(name)):
+            at_cut = _At(settings, grid, cut, kept)
+            shape = files / f"shape-{cut[0]}-{cut[1]}.safetensors"
+            async for rows in at_cut.audit(grid.settings(cut, at_cut.base, shape)):
+                yield rows
+        for scale in grid.noise_aware_at:
+            adapter = await noise_aware_adapter(
+                _cut(settings, grid.cuts[0]),
+                grid.tasks[0],
+                scale,
+                grid.noise_aware_steps,
+                files / f"noise-aware-{scale:g}",
+            )
+            aware = _At(settings, replace(grid, adapter=adapter), grid.cuts[0], kept)
+            async for rows in aware.audit([Setting(NOISE_AWARE, relative_noise(scale))]):
                 yield rows
 
 
-async def _audit_cut(
-    settings: Settings, grid: Grid, cut: tuple[int, int], folder: Path | None, scratch: Path
-) -> AsyncIterator[list[dict[str, Any]]]:
-    at_cut = _at_cut(settings, grid, cut)
-    attackers = _attackers(at_cut, grid)
-    audience = _audience(grid, cut, attackers[0].model.checkpoint)
-    kept = _Kept(folder, grid)
-    shape = (scratch if folder is None else folder) / f"shape-{cut[0]}-{cut[1]}.safetensors"
-    wanted = grid.settings(cut, attackers[0].model, shape)
-    missing = []
-    for setting in wanted:
-        rows = kept.find(setting.of(at_cut), setting.defence)
-        if rows is None:
-            missing.append(setting)
-        else:
-            yield rows
-    if not missing:
-        return
-    if any("shape" in setting.noise for setting in missing):
-        _write_shape(attackers[0].model, audience.shadow, shape)
-    async with live_system(at_cut) as system:
-        for setting in missing:
-            rows = await audit_cell(system, setting, attackers, audience)
-            kept.add(setting.of(at_cut), setting.defence, rows)
-            yield rows
+class _At:
+    """One cut, with one set of adapters or none."""
+
+    def __init__(
+        self, settings: Settings, grid: Grid, cut: tuple[int, int], kept: KeptFindings
+    ) -> None:
+        self._settings = _with_adapter(_cut(settings, cut), grid.adapter)
+        self._attackers = _attackers(self._settings, grid)
+        self.base = self._attackers[0].model
+        self._audience = _audience(grid, cut, self.base.checkpoint)
+        self._kept = kept
+        told = ("victims", "shadow", "asked", "tasks", "adapter")
+        self._of = {name: str(getattr(grid, name)) for name in told}
+
+    async def audit(self, wanted: Sequence[Setting]) -> AsyncIterator[list[dict[str, Any]]]:
+        """The rows of each of these settings: those that are kept, then those that are not."""
+        missing = []
+        for setting in wanted:
+            rows = self._kept.find(setting.of(self._settings), self._key(setting))
+            if rows is None:
+                missing.append(setting)
+            else:
+                yield rows
+        if not missing:
+            return
+        for shape in {one.noise["shape"] for one in missing if one.noise.get("shape")}:
+            _write_shape(self.base, self._audience.shadow, Path(shape))
+        async with live_system(self._settings) as system:
+            for setting in missing:
+                rows = await audit_cell(system, setting, self._attackers, self._audience)
+                self._kept.add(setting.of(self._settings), self._key(setting), rows)
+                yield rows
+
+    def _key(self, setting: Setting) -> Any:
+        """What the rows of a setting depend on beside the settings."""
+        return [self._of, self._audience.restarts, setting.defence]
 
 
 def _write_shape(model: PublicModel, texts: Sequence[Sequence[int]], file: Path) -> None:
@@ -152,8 +183,22 @@ def _write_shape(model: PublicModel, texts: Sequence[Sequence[int]], file: Path)
     write_shape(file, shaped_root(output_gradients(model, texts), _RIDGE))
 
 
-async def audit_beside(settings: Settings, grid: Grid) -> dict[str, Any]:
-    """What training gives away at the settings' cut and noise, and what lengths alone do."""
+async def audit_beside(settings: Settings, grid: Grid, folder: Path | None) -> dict[str, Any]:
+    """What training gives away at the settings' cut and noise, and what lengths alone do.
+
+    What `folder` has of it is not found again.
+    """
+    kept = KeptFindings(None if folder is None else folder / "cells")
+    told = ("shadow", "tasks", "trained", "trained_steps", "trained_at", "gradient_noises")
+    of = {name: str(getattr(grid, name)) for name in told}
+    found: dict[str, Any] | None = kept.find(settings, of)
+    if found is None:
+        found = await _beside(settings, grid)
+        kept.add(settings, of, found)
+    return found
+
+
+async def _beside(settings: Settings, grid: Grid) -> dict[str, Any]:
     checkpoint = Checkpoint.open(settings.model.path)
     shadow = _shadow(grid, checkpoint)
     judge = Judge(checkpoint.tokenizer, shadow)
@@ -176,14 +221,18 @@ async def audit_beside(settings: Settings, grid: Grid) -> dict[str, Any]:
 
 def cells_of(grid: Grid) -> int:
     """How many settings there are, over all cuts."""
-    return len(grid.cuts) * (len(grid.scales) + 1) + 3 * len(grid.others_at)
+    others = 3 * len(grid.others_at) + len(grid.noise_aware_at)
+    return len(grid.cuts) * (len(grid.scales) + 1) + others
 
 
-def _at_cut(settings: Settings, grid: Grid, cut: tuple[int, int]) -> Settings:
-    settings = settings.replace(model={"head_blocks": cut[0], "tail_blocks": cut[1]})
-    if grid.adapter is None:
+def _cut(settings: Settings, cut: tuple[int, int]) -> Settings:
+    return settings.replace(model={"head_blocks": cut[0], "tail_blocks": cut[1]})
+
+
+def _with_adapter(settings: Settings, adapter: Path | None) -> Settings:
+    if adapter is None:
         return settings
-    held = {_ADAPTER: str(grid.adapter)}
+    held = {_ADAPTER: str(adapter)}
     return settings.replace(
         trunk={"adapters": held}, client={"adapters": held, "adapter": _ADAPTER}
     )
@@ -214,36 +263,3 @@ def _shadow(grid: Grid, checkpoint: Checkpoint) -> list[tuple[int, ...]]:
 def _marked(grid: Grid, checkpoint: Checkpoint, wanted: Wanted) -> list[Victim]:
     asked = (Asked.of(find(name), wanted) for name in grid.tasks)
     return [one for task in asked for one in marked(task, checkpoint, wanted.seed)]
-
-
-class _Kept:
-    """A file for each setting that was audited.
-
-    Another one is due to whatever else the figures depend on: all settings but where parties are.
-    """
-
-    def __init__(self, folder: Path | None, grid: Grid) -> None:
-        self._folder = None if folder is None else folder / "cells"
-        which = {"cuts", "scales", "others_at"}
-        which |= {"trained", "trained_steps", "trained_at", "gradient_noises"}
-        self._grid = {name: str(v) for name, v in asdict(grid).items() if name not in which}
-
-    def _file(self, settings: Settings, defence: str) -> Path | None:
-        if self._folder is None:
-            return None
-        return self._folder / f"{digest_of(settings, [self._grid, defence])}.json"
-
-    def find(self, settings: Settings, defence: str) -> list[dict[str, Any]] | None:
-        file = self._file(settings, defence)
-        if file is None or not file.exists():
-            return None
-        rows: list[dict[str, Any]] = json.loads(file.read_text())
-        return rows
-
-    def add(self, settings: Settings, defence: str, rows: list[dict[str, Any]]) -> None:
-        file = self._file(settings, defence)
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = file.with_suffix(".new")
-            unfinished.write_text(json.dumps(rows, indent=1) + "\n")
-            unfinished.replace(file)  # a run that is stopped leaves a whole file, or none

@@ -15,7 +15,8 @@ from fedsea_mq.cli.audit.report import (
     training_cells,
 )
 
-_SETTING = ("defence", "cut", "noise/RMS", "strongest attack", "knows", "tokens", "utility")
+_UTILITY = ("tasks", "agreement", "perplexity")
+_SETTING = ("defence", "cut", "noise/RMS", "strongest attack", "knows", "tokens", *_UTILITY)
 
 
 def page(told: Mapping[str, Any], rows: Sequence[Row], plots: Iterable[str]) -> str:
@@ -32,7 +33,9 @@ def page(told: Mapping[str, Any], rows: Sequence[Row], plots: Iterable[str]) -> 
         "",
         "Prompts were sent through a live system, and what its trunk node received was attacked. "
         "Tokens are those of prompts; the interval is a bootstrap over texts. Guessing draws "
-        "tokens as often as text of the kind has them. No claim is made beyond these attacks.",
+        "tokens as often as text of the kind has them. Agreement is the share of positions of the "
+        "prompts at which the model predicts what it does without noise. No claim is made beyond "
+        "these attacks.",
         "",
         *(f"![{name}]({name})" for name in plots),
         "",
@@ -86,6 +89,8 @@ def _setting(row: Row) -> tuple[str, ...]:
         row["knowledge"],
         f"{row['token_recovery']:.1%}",
         f"{row['utility']:.1%}",
+        f"{row['agreement']:.1%}",
+        f"{row['perplexity']:.2f}",
     )
 
 

@@ -146,6 +146,21 @@ class PublicModel:
         return [Span(getattr(one, part), start, 1, adapter=self.adapter) for one in caches]
 
     @torch.inference_mode()
+    def logits(self, tokens: Sequence[int]) -> torch.Tensor:
+        """What the whole model says after each token of a sequence, without noise.
+
+        Gives `[positions, vocab]`.
+        """
+        count, caches = len(tokens), self.caches(len(tokens))
+        head, trunk, tail = (
+            Span(cache, 0, count, read=count, adapter=self.adapter)
+            for cache in (caches.head, caches.trunk, caches.tail)
+        )
+        hidden = self.head(torch.tensor(list(tokens), device=self.device), [head])
+        (logits,) = self.tail.logits(self.trunk(hidden, [trunk]), [tail])
+        return logits
+
+    @torch.inference_mode()
     def answers(self, outputs: torch.Tensor) -> torch.Tensor:
         """What the tail says after each of the trunk's outputs: logits `[positions, vocab]`."""
         count = outputs.shape[0]

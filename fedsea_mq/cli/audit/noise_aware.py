@@ -1,0 +1,51 @@
+"""Adapters of a client's own, trained under the noise that it will send with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from fedsea_mq.cli.bench.clients_here import train_to_the_end
+from fedsea_mq.model.adapters import merge_adapters
+from fedsea_mq.model.checkpoint import Checkpoint
+from fedsea_mq.settings import Settings, relative_noise
+from nodes.trainer.examples import load_examples
+
+_RUN: Final = "run"
+_MERGED: Final = "merged"
+# As in configs/finetune-results.yaml, of one client who has as many examples a step.
+_TRAINING: Final[dict[str, Any]] = {
+    "run": _RUN,
+    "clients": 1,
+    "examples": 200,
+    "batch_size": 12,
+    "learning_rate": 1e-3,
+    "max_norm": 1.0,
+    "alpha": None,
+}
+_STEPS_A_ROUND: Final = 20
+
+
+async def noise_aware_adapter(
+    settings: Settings, task: str, scale: float, steps: int, folder: Path
+) -> Path:
+    """A folder in peft's format; trained at `scale` times the RMS if `folder` has none yet."""
+    merged = folder / _MERGED
+    if merged.exists():
+        return merged
+    settings = settings.replace(
+        noise=relative_noise(scale),
+        lora={"rank": 8, "alpha": 16},
+        training={**_TRAINING, "task": task, "out": folder},
+        federation={
+            "rounds": -(-steps // _STEPS_A_ROUND),
+            "local_steps": min(steps, _STEPS_A_ROUND),
+        },
+    )
+    examples = load_examples(settings.training, Checkpoint.open(settings.model.path))
+    await train_to_the_end(settings, {"client": examples})
+    trained = folder / _RUN
+    parts = [trained / "head", trained / "trunk" / "adapter", trained / "tail"]
+    merge_adapters(parts, trained / _MERGED)
+    (trained / _MERGED).replace(merged)  # a run that is stopped leaves whole adapters, or none
+    return merged
