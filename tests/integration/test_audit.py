@@ -95,7 +95,6 @@ async def test_a_whole_audit_reports_what_was_recovered_and_is_not_done_twice(
     assert beam["agreement"] == 1.0
     assert beam["perplexity"] == pytest.approx(beam["perplexity_noise_free"], rel=1e-3)
     paper = next(row for row in rows if row["defence"] == PAPER)
-    assert paper["agreement"] < 1.0
     assert paper["perplexity"] > paper["perplexity_noise_free"] == beam["perplexity_noise_free"]
     small = replace(SMALL, trained=2, trained_steps=3, gradient_noises=(0.0,))
     beside = await audit_beside(QUIET, small, tmp_path)

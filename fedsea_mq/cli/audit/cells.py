@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any, Final
 
-from fedsea_mq.cli.audit.fidelity import fidelity
+import torch
+
+from fedsea_mq.cli.audit.fidelity import Answered, fidelity
 from fedsea_mq.cli.audit.live import Captured, LiveSystem
 from fedsea_mq.cli.audit.victims import Victim
 from fedsea_mq.cli.score import Asked, score
@@ -28,6 +32,7 @@ from fedsea_mq.privacy.noise import NoiseSource
 from fedsea_mq.privacy.recovery import Guessed, Judge
 from fedsea_mq.privacy.scale import NoiseMode
 from fedsea_mq.settings import Settings
+from fedsea_mq.tasks.encoding import Encoded
 
 ATTACKS: Final[tuple[type[Attack], ...]] = (
     NearestNeighbour,
@@ -58,11 +63,15 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Audience:
-    """Who is attacked, what like texts the attacker has, and what utility is measured on."""
+    """Who is attacked, what like texts the attacker has, and what utility is measured on.
+
+    `asked` is what is to be answered, `answers` are right answers after their prompts.
+    """
 
     victims: Sequence[Victim]
     shadow: Sequence[Sequence[int]]
     asked: Sequence[Asked]
+    answers: Sequence[Encoded]
     restarts: int
     judge: Judge
 
@@ -88,6 +97,7 @@ async def audit_cell(
         (await system.capture(settings, audience.victims, _ANSWER_TOKENS))[0]
         for _ in range(audience.restarts if settings.noise.mode is not NoiseMode.OFF else 0)
     ]
+    answered = await _answered(system, settings, audience.answers)
     (scored,) = await score(settings, [setting.noise], audience.asked, join=True)
     system.engine.forget()
     utility = {
@@ -112,10 +122,18 @@ async def audit_cell(
         if not rows:  # with the base weights alone
             said |= await asyncio.to_thread(_membership, known, runs[0])
             own = attackers[-1].model
-            said |= await asyncio.to_thread(fidelity, attacker.model, own, captures)
+            said |= await asyncio.to_thread(fidelity, attacker.model, own, answered)
         found = await asyncio.to_thread(_attacked, known, audience.judge, runs)
         rows += [said | row | _knowing(row, attacker) for row in found]
     return rows
+
+
+async def _answered(
+    system: LiveSystem, settings: Settings, answers: Sequence[Encoded]
+) -> list[Answered]:
+    texts = [Victim(one.ids, ()) for one in answers]
+    captures, _ = await system.capture(settings, texts, 1)
+    return [Answered(one, sent.seen) for one, sent in zip(answers, captures, strict=True)]
 
 
 def _membership(known: Known, run: Sequence[Captured]) -> dict[str, Any]:
@@ -147,7 +165,7 @@ def _attacked(
     for make in ATTACKS:
         attack = make()
         attack.fit(known)
-        rows.append(_row(attack.name, attack.knowledge, judge, _guesses(attack, runs[0])))
+        rows.append(_row(attack.name, attack.knowledge, judge, _guesses(attack, known, runs[0])))
     return [*rows, _averaging(known, judge, runs)] if len(runs) > 1 else rows
 
 
@@ -160,13 +178,14 @@ def _averaging(known: Known, judge: Judge, runs: Sequence[Sequence[Captured]]) -
     """The same prompts from client nodes that were started anew: each with a key of its own."""
     count = len(runs)
     attack = BeamMatching()
-    attack.fit(replace(known, sigma=known.sigma / count**0.5))
+    fainter = replace(known, sigma=known.sigma / count**0.5)
+    attack.fit(fainter)
     means = [
         Captured(averaged([_prompt_of(one.seen) for one in several]), first.tokens, first.secrets)
         for first, several in zip(runs[0], zip(*runs, strict=True), strict=True)
     ]
     name = f"averaging over {count} starts of the client"
-    return _row(name, Knowledge.SIGMA, judge, _guesses(attack, means))
+    return _row(name, Knowledge.SIGMA, judge, _guesses(attack, fainter, means))
 
 
 def _prompt_of(seen: Seen) -> Seen:
@@ -174,16 +193,23 @@ def _prompt_of(seen: Seen) -> Seen:
     return Seen(seen.received[: seen.prompt], seen.outputs[: seen.prompt], seen.prompt)
 
 
-def _guesses(attack: Attack, captures: Sequence[Captured]) -> list[Guessed]:
-    return [
-        Guessed(
-            one.tokens[: len(one.seen.received)],
-            attack.recover(one.seen),
-            one.seen.prompt,
-            one.secrets,
-        )
-        for one in captures
-    ]
+def _guesses(attack: Attack, known: Known, captures: Sequence[Captured]) -> list[Guessed]:
+    with ThreadPoolExecutor(_at_once(known.model)) as pool:
+        recovered = pool.map(attack.recover, [one.seen for one in captures])
+        return [
+            Guessed(one.tokens[: len(one.seen.received)], found, one.seen.prompt, one.secrets)
+            for one, found in zip(captures, recovered, strict=True)
+        ]
+
+
+def _at_once(model: PublicModel) -> int:
+    """How many texts are attacked side by side: on a CPU, as many as keep its cores busy.
+
+    Layers with adapters are told in turn whose rows come.
+    """
+    if model.adapter is not None or model.device != "cpu":
+        return 1
+    return max(1, (os.cpu_count() or 1) // torch.get_num_threads())
 
 
 def _row(

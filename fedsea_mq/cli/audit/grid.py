@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +23,7 @@ from fedsea_mq.privacy.noise_shape import write_shape
 from fedsea_mq.privacy.recovery import Judge
 from fedsea_mq.privacy.shaping import output_gradients, shaped_root
 from fedsea_mq.settings import Settings, relative_noise
+from fedsea_mq.tasks.encoding import Encoded, Encoder
 from fedsea_mq.tasks.registry import find
 from fedsea_mq.tasks.task import Split, Wanted
 
@@ -252,7 +253,14 @@ def _audience(grid: Grid, cut: tuple[int, int], checkpoint: Checkpoint) -> Audie
     wanted = Wanted(Split.VALIDATION, grid.asked, _UTILITY_SEED)
     asked = [Asked.of(find(name), wanted) for name in grid.tasks]
     restarts = grid.restarts if cut == grid.cuts[0] else 0
-    return Audience(victims, shadow, asked, restarts, Judge(checkpoint.tokenizer, shadow))
+    answers = [one for task in asked for one in _answers(task, checkpoint)]
+    judge = Judge(checkpoint.tokenizer, shadow)
+    return Audience(victims, shadow, asked, answers, restarts, judge)
+
+
+def _answers(asked: Asked, checkpoint: Checkpoint) -> Iterator[Encoded]:
+    encoder = Encoder.of(asked.task, checkpoint)
+    return (encoder.training(one) for one in asked.examples if one.answer is not None)
 
 
 def _shadow(grid: Grid, checkpoint: Checkpoint) -> list[tuple[int, ...]]:

@@ -33,9 +33,9 @@ def page(told: Mapping[str, Any], rows: Sequence[Row], plots: Iterable[str]) -> 
         "",
         "Prompts were sent through a live system, and what its trunk node received was attacked. "
         "Tokens are those of prompts; the interval is a bootstrap over texts. Guessing draws "
-        "tokens as often as text of the kind has them. Agreement is the share of positions of the "
-        "prompts at which the model predicts what it does without noise. No claim is made beyond "
-        "these attacks.",
+        "tokens as often as text of the kind has them. Perplexity is of the right answers, and "
+        "agreement the share of their tokens at which the model predicts what it does without "
+        "noise. No claim is made beyond these attacks.",
         "",
         *(f"![{name}]({name})" for name in plots),
         "",

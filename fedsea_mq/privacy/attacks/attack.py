@@ -60,7 +60,8 @@ class Known:
 class Attack(Protocol):
     """One way to read. `fit` comes first, once; `recover` gives a guess for every position.
 
-    A guess is a token id of the position that was received.
+    A guess is a token id of the position that was received. `recover` may run in several threads at
+    a time.
     """
 
     name: ClassVar[str]
