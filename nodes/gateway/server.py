@@ -7,13 +7,16 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import Final, Self
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from fedsea_mq.errors import ConfigError, EndpointUnavailable
 from fedsea_mq.gateway_settings import GatewaySettings
+
+# Longer than clients keep an idle connection, so that none is closed as it is used again.
+_KEEP_ALIVE_S: Final = 65
 
 
 class _Server(uvicorn.Server):
@@ -75,6 +78,7 @@ def _config(app: ASGIApp, settings: GatewaySettings) -> uvicorn.Config:
         ws="none",
         server_header=False,
         proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
         # It counts the connection that it asks about.
         limit_concurrency=settings.max_connections + 1,
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),

@@ -87,7 +87,7 @@ def _privacy(client: ClientNode, settings: Settings) -> dict[str, Any]:
         "scale": noise.scale,
         "sigma": client.noise_std,
         "sigma_unit": "standard deviation of the noise on each element of the states sent",
-        "sigma_over_head_rms": client.noise_std / client.model.head_rms,
+        "head_rms": client.model.head_rms,
         "sealed": settings.security.seal == "on",
         "recovery": None if found is None else {**asdict(found), "says": str(found)},
         "max_recovery": noise.max_recovery,
