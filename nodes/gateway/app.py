@@ -20,6 +20,7 @@ from nodes.gateway.errors import RequestRefused
 from nodes.gateway.guard import Guard
 from nodes.gateway.meter import Meter
 from nodes.gateway.models import Models
+from nodes.gateway.page_files import Page
 from nodes.gateway.prepare import Preparer
 from nodes.gateway.state import State
 
@@ -39,13 +40,15 @@ def create_app(client: ClientNode, settings: Settings, door: Door | None = None)
     preparer = Preparer(client, settings.gateway, models, meter)
     chats = Endpoint(ChatRequest, preparer.chat, settings.gateway, admission)
     completions = Endpoint(CompletionRequest, preparer.completion, settings.gateway, admission)
+    page = Page()
     return Starlette(
         routes=[
+            *page.routes(),
             Route("/v1/chat/completions", chats, methods=["POST"]),
             Route("/v1/completions", completions, methods=["POST"]),
             *_told(models, state),
         ],
-        middleware=[Middleware(Guard, door=door or Door.of(settings.gateway))],
+        middleware=[Middleware(Guard, door=door or Door.of(settings.gateway), page=page.paths)],
         exception_handlers={HTTPException: _refused},
     )
 

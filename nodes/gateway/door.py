@@ -48,10 +48,11 @@ class Door:
             return cls(_digests(settings.api_keys), None)
         return cls(None, _LOCAL_NAMES | {settings.host} if local else None)
 
-    def check(self, scope: Scope) -> None:
+    def check(self, scope: Scope, *, needs_key: bool = True) -> None:
         """Raise `RequestRefused` for a request that may not come in."""
         headers = Headers(scope=scope)
-        if self._keys is not None and not self._has_key(headers.get("authorization", "")):
+        has_key = self._keys is None or self._has_key(headers.get("authorization", ""))
+        if needs_key and not has_key:
             raise RequestRefused(401, "a key of this gateway is needed", "invalid_api_key")
         if self._names is not None and _name(headers.get("host", "")) not in self._names:
             raise RequestRefused(403, "not a name of this machine's loopback", "foreign_host")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from traceback import extract_tb
 from typing import Final
 
@@ -18,11 +19,15 @@ _OPEN: Final = frozenset({"/healthz", "/readyz"})
 
 
 class Guard:
-    """Answers every error in OpenAI's form. Nothing that a request said gets into a log."""
+    """Answers every error in OpenAI's form. Nothing that a request said gets into a log.
 
-    def __init__(self, app: ASGIApp, door: Door) -> None:
+    The paths of the `page` need no key: somebody has to be asked for it.
+    """
+
+    def __init__(self, app: ASGIApp, door: Door, page: Collection[str]) -> None:
         self._app = app
         self._door = door
+        self._page = page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or whatever else is not HTTP."""
@@ -37,8 +42,9 @@ class Guard:
             await send(message)
 
         try:
-            if scope["path"].removeprefix(scope.get("root_path", "")) not in _OPEN:
-                self._door.check(scope)
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            if path not in _OPEN:
+                self._door.check(scope, needs_key=path not in self._page)
             await self._app(scope, receive, sending)
         except ClientGone:
             _log.info("client gone")
