@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from fedsea_mq.errors import ConfigError
+from fedsea_mq.gateway_settings import GatewaySettings
 from fedsea_mq.privacy.scale import NoiseMode
 from fedsea_mq.protocol.adapter_ref import MAX_ADAPTERS
 from fedsea_mq.protocol.bounded import Name
@@ -283,6 +284,7 @@ class Settings(Section):
     broker: BrokerSettings = BrokerSettings()
     trunk: TrunkSettings = TrunkSettings()
     client: ClientSettings = ClientSettings()
+    gateway: GatewaySettings = GatewaySettings()
     training: TrainingSection = TrainingSection()
     lora: LoraSection = LoraSection()
     federation: FederationSection = FederationSection()

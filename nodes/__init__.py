@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nodes.aggregator import AggregatorNode
     from nodes.client import ClientNode, Completion, Conversation, Generation, Token
+    from nodes.gateway import GatewayNode
     from nodes.trainer import TrainingClient
     from nodes.trunk import TrunkNode
 
@@ -19,6 +20,7 @@ _HOMES = {
     "ClientNode": "nodes.client",
     "Completion": "nodes.client",
     "Conversation": "nodes.client",
+    "GatewayNode": "nodes.gateway",
     "Generation": "nodes.client",
     "Token": "nodes.client",
     "TrainingClient": "nodes.trainer",
@@ -30,6 +32,7 @@ __all__ = [
     "ClientNode",
     "Completion",
     "Conversation",
+    "GatewayNode",
     "Generation",
     "Token",
     "TrainingClient",

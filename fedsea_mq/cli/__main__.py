@@ -15,7 +15,7 @@ from fedsea_mq.cli.bench.command import bench
 from fedsea_mq.cli.chaos.command import chaos
 from fedsea_mq.cli.commands.asking import chat, generate, health, status
 from fedsea_mq.cli.commands.measuring import evaluate, loadtest, soak, sweep
-from fedsea_mq.cli.commands.processes import aggregator, broker, demo, trainer, trunk, up
+from fedsea_mq.cli.commands.processes import aggregator, broker, demo, gateway, trainer, trunk, up
 from fedsea_mq.cli.commands.training import train
 from fedsea_mq.cli.commands.weights import pretrain, shard, verify
 from fedsea_mq.cli.keys import keygen, trust
@@ -35,7 +35,8 @@ app.add_typer(adapters, name="adapters")
 app.add_typer(trust, name="trust")
 # In the order of the help.
 COMMANDS: Final[tuple[Callable[..., None], ...]] = (
-    *(demo, up, broker, trunk, aggregator, trainer, train, generate, chat, status, health),
+    *(demo, up, broker, trunk, aggregator, trainer, train, gateway, generate, chat),
+    *(status, health),
     *(shard, pretrain, verify, loadtest, soak, evaluate, sweep, audit, chaos, keygen),
 )
 for command in COMMANDS:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from fedsea_mq.errors import NotReady
-from fedsea_mq.protocol.bounded import Role
-from fedsea_mq.protocol.messages import NodeStatus, StatusReport
+from fedsea_mq.protocol.messages import StatusReport
 from fedsea_mq.settings import Settings
 from fedsea_mq.transport.status import StatusWatch
 
@@ -25,12 +24,7 @@ def judged(report: StatusReport, timeout_ms: int, trunks: int, node: str | None)
     alive = [one for one in report.nodes if one.silent_ms <= timeout_ms]
     if node is not None and node not in {one.name for one in alive}:
         raise NotReady(f"no live node is called {node}")
-    ready = sum(_takes_sessions(one) for one in alive)
+    ready = sum(one.takes_sessions for one in alive)
     if ready < trunks:
         raise NotReady(f"{ready} trunk nodes take sessions, of {trunks} wanted")
     return f"broker up {report.uptime_s:.0f} s, {ready} trunk nodes take sessions"
-
-
-def _takes_sessions(node: NodeStatus) -> bool:
-    """One that drains, or is full, does not."""
-    return node.role is Role.TRUNK and node.load.sessions_free > 0

@@ -8,14 +8,14 @@ from fedsea_mq.cli.output import console, progress_console
 from fedsea_mq.cli.processes import LocalSystem
 from fedsea_mq.entry import stop_asked
 from fedsea_mq.errors import ProcessFailed
-from fedsea_mq.privacy.audited import finding
+from fedsea_mq.privacy.audited import too_much
 from fedsea_mq.settings import Settings
 
 
 def warn_of_recovery(settings: Settings, fingerprint: str) -> None:
     """Say once what the audit recovered at this noise, if it is more than the operator allows."""
-    found = finding(settings.noise, fingerprint)
-    if found is not None and found.share > settings.noise.max_recovery:
+    found = too_much(settings.noise, fingerprint)
+    if found is not None:
         progress_console.print(f"warning: {found}; see docs/privacy.md", style="yellow")
 
 

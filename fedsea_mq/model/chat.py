@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedsea_mq.errors import InvalidPrompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message = dict[str, str]
+Message = dict[str, Any]
+Tool = dict[str, Any]
 
 
 def check_chats(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -20,16 +21,28 @@ def check_chats(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def chat_tokens(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, opens_answer: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[Tool] = (),
+    opens_answer: bool = True,
 ) -> list[int]:
     """Token ids of a chat, up to where the answer begins if it `opens_answer`.
 
-    Raises `InvalidPrompt` without a template, or if it refuses the messages.
+    `tools` are functions that the answer may call, each as its JSON schema.
+
+    Raises `InvalidPrompt` without a template, or if it refuses the messages or knows no tools.
     """
     check_chats(tokenizer)
+    if tools and "tools" not in str(tokenizer.chat_template):
+        raise InvalidPrompt("the model's chat template takes no tools")
     try:
         ids = tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=opens_answer, tokenize=True, return_dict=False
+            list(messages),
+            tools=list(tools) or None,
+            add_generation_prompt=opens_answer,
+            tokenize=True,
+            return_dict=False,
         )
     except Exception as error:  # templates raise whatever they like
         raise InvalidPrompt("the chat template refuses these messages") from error

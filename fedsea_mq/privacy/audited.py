@@ -57,6 +57,12 @@ def finding(noise: NoiseSettings, fingerprint: str) -> Finding | None:
     )
 
 
+def too_much(noise: NoiseSettings, fingerprint: str) -> Finding | None:
+    """The same, if more of a prompt was recovered than the operator allows. Raises as `finding`."""
+    found = finding(noise, fingerprint)
+    return found if found is not None and found.share > noise.max_recovery else None
+
+
 def _strongest(file: Path | None) -> list[dict[str, Any]]:
     source = files("fedsea_mq.privacy") / _EMBEDDED if file is None else file
     try:

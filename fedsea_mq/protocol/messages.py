@@ -227,6 +227,11 @@ class NodeStatus:
     role: Role = Role.TRUNK
     run: Name | None = None
 
+    @property
+    def takes_sessions(self) -> bool:
+        """A trunk node that drains, or is full, does not."""
+        return self.role is Role.TRUNK and self.load.sessions_free > 0
+
 
 @dataclass(frozen=True, slots=True, config=BODY)
 class StatusReport:

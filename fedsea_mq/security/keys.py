@@ -143,16 +143,28 @@ def read_secret_line(file: Path, kind: str) -> bytes:
     return _read(file, kind, _OTHERS)
 
 
+def read_guarded(file: Path, most: int) -> bytes:
+    """What a file holds, up to `most` bytes.
+
+    Raises:
+        KeyFileError: there is none, or others than the owner may read or change the file.
+    """
+    return _content(file, _OTHERS, most)
+
+
 def _read(file: Path, kind: str, forbidden: int) -> bytes:
+    return _parse(file, _content(file, forbidden, _MAX_FILE_BYTES + 1), kind)
+
+
+def _content(file: Path, forbidden: int, most: int) -> bytes:
     try:
         # Looked at and read through one descriptor, so that they are one file. A pipe has no end.
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as opened:
             _check(file, os.fstat(descriptor), forbidden)
-            line = opened.read(_MAX_FILE_BYTES + 1)
+            return opened.read(most)
     except OSError as error:
         raise KeyFileError(f"{file}: cannot be read: {error.strerror}") from error
-    return _parse(file, line, kind)
 
 
 def _check(file: Path, found: os.stat_result, forbidden: int) -> None:

@@ -52,7 +52,12 @@ class StatusWatch:
             PeerUnreachable: there is no broker.
             NotTrusted: there is one, which does not trust this process's key.
         """
-        reply = await self._requests.ask(Kind.STATUS, Nothing())
-        if reply.envelope.kind is not Kind.STATUS_REPORT:
-            raise MalformedFrame(f"a {reply.envelope.kind.name} frame in reply to status")
-        return reply.body(StatusReport)
+        return await status_report(self._requests)
+
+
+async def status_report(requests: Requests, give_up_s: float | None = None) -> StatusReport:
+    """The report of the broker that these requests go to; raises as `StatusWatch.report`."""
+    reply = await requests.ask(Kind.STATUS, Nothing(), give_up_s=give_up_s)
+    if reply.envelope.kind is not Kind.STATUS_REPORT:
+        raise MalformedFrame(f"a {reply.envelope.kind.name} frame in reply to status")
+    return reply.body(StatusReport)

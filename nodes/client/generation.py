@@ -187,7 +187,7 @@ class _Chooser:
 
     def __init__(self, plan: GenerationPlan, tokens: Sequence[int]) -> None:
         self._plan = plan
-        self._sampler = Sampler(plan.sampling)
+        self._sampler = Sampler(plan.sampling, len(tokens))
         self._tokens = tokens
 
     def reading(self, draft: Sequence[int]) -> Callable[[torch.Tensor], list[int]]:

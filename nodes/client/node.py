@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Final, Self
 
@@ -19,9 +19,10 @@ from fedsea_mq.errors import (
     RemoteError,
 )
 from fedsea_mq.log import get_logger
-from fedsea_mq.model.chat import Message, chat_tokens, check_chats
+from fedsea_mq.model.chat import Message, Tool, chat_tokens, check_chats
 from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.protocol.frames import Frame
+from fedsea_mq.protocol.messages import StatusReport
 from fedsea_mq.security.client_seals import ClientSeals
 from fedsea_mq.security.keyring import Keyring
 from fedsea_mq.serving.background import Background
@@ -31,6 +32,7 @@ from fedsea_mq.transport.broker_links import BrokerLinks
 from fedsea_mq.transport.direct_links import DirectLinks
 from fedsea_mq.transport.link import MakeLink, PeerLink
 from fedsea_mq.transport.requests import Patience, Requests
+from fedsea_mq.transport.status import status_report
 from nodes.client.conversation import Conversation
 from nodes.client.draft_model import ModelDrafts
 from nodes.client.engine import ClientEngine, Loaded
@@ -156,9 +158,10 @@ class ClientNode:
         sampling: SamplingSettings = _GREEDY,
         *,
         adapter: str | None = USUAL,
+        strip_start: bool = False,
         on_logits: OnLogits | None = None,
     ) -> Generation:
-        """Continue a text, or token ids.
+        """Continue a text, or token ids; `strip_start` drops white space before the first word.
 
         `on_logits`, if given, sees the fp32 logits `[vocab]` of each step, on the compute thread.
 
@@ -168,8 +171,9 @@ class ClientNode:
             AdapterError: the client has no adapter of this name.
             RemoteError: as the broker or the trunk says.
         """
-        ids = self._encode(prompt) if isinstance(prompt, str) else list(prompt)
-        return self._generation(ids, self._plan(sampling, adapter, on_logits=on_logits))
+        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        plan = self._plan(sampling, adapter, strip_start=strip_start, on_logits=on_logits)
+        return self._generation(ids, plan)
 
     def chat(
         self,
@@ -180,8 +184,13 @@ class ClientNode:
         on_logits: OnLogits | None = None,
     ) -> Generation:
         """Answer chat messages (`role`, `content`) by the model's chat template; see `generate`."""
-        plan = self._plan(sampling, adapter, strip_start=True, on_logits=on_logits)
-        return self._generation(self._render(messages), plan)
+        return self.generate(
+            self.render(messages),
+            sampling,
+            adapter=adapter,
+            strip_start=True,
+            on_logits=on_logits,
+        )
 
     def conversation(
         self,
@@ -193,7 +202,7 @@ class ClientNode:
         """A chat that keeps its session, of at most `max_positions` tokens, from turn to turn."""
         positions = min(max_positions, self.model.max_positions)
         plan = self._plan(sampling, adapter, strip_start=True)
-        return Conversation(self.session, self._render, plan, positions)
+        return Conversation(self.session, self.render, plan, positions)
 
     async def log_likelihoods(
         self,
@@ -221,9 +230,13 @@ class ClientNode:
         Raises:
             AdapterError: the client has no adapter of this name.
         """
+        return ClientSession(self._engine, self._running, max_positions, self._named(adapter))
+
+    @property
+    def _running(self) -> Wires:
         if self._wires is None:
             raise NotRunning("the client node is not running")
-        return ClientSession(self._engine, self._wires, max_positions, self._named(adapter))
+        return self._wires
 
     def _named(self, adapter: str | None) -> str | None:
         return self._settings.client.adapter if adapter == USUAL else adapter
@@ -264,11 +277,12 @@ class ClientNode:
             tokenizer: PreTrainedTokenizerBase | None = self.tokenizer
         except CheckpointError:
             tokenizer = None
-        eos = self._eos(tokenizer)
         speculates = self._settings.client.speculation is not Speculation.OFF
         named = self._named(adapter)
         drafts = partial(self._drafting, named) if speculates else None
-        return GenerationPlan(tokenizer, eos, sampling, strip_start, on_logits, drafts, named)
+        return GenerationPlan(
+            tokenizer, self.end_tokens, sampling, strip_start, on_logits, drafts, named
+        )
 
     def _drafting(self, adapter: str | None, positions: int) -> Drafting:
         drafter, batcher = self._engine.drafter, self._engine.batcher
@@ -277,18 +291,35 @@ class ClientNode:
         )
         return Drafting(self._draft_length, source)
 
-    def _eos(self, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end a generation: the model's, or else its tokenizer's."""
         said = self.model.checkpoint.eos_token_ids
-        if not said and tokenizer is not None and tokenizer.eos_token_id is not None:
-            return frozenset({int(tokenizer.eos_token_id)})
+        if said:
+            return said
+        with suppress(CheckpointError):
+            if self.tokenizer.eos_token_id is not None:
+                return frozenset({int(self.tokenizer.eos_token_id)})
         return said
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text. Raises `CheckpointError` without a tokenizer."""
         return list(self.tokenizer(text)["input_ids"])
 
     def check_chats(self) -> None:
         """Raise `InvalidPrompt` without a chat template, `CheckpointError` without a tokenizer."""
         check_chats(self.tokenizer)
 
-    def _render(self, messages: list[Message]) -> list[int]:
-        return chat_tokens(self.tokenizer, messages)
+    def render(self, messages: list[Message], tools: Sequence[Tool] = ()) -> list[int]:
+        """Token ids of a chat, up to where the answer begins; see `chat_tokens`."""
+        return chat_tokens(self.tokenizer, messages, tools=tools)
+
+    async def status(self, give_up_s: float | None = None) -> StatusReport:
+        """The broker's report, by the link that the sessions use.
+
+        `give_up_s` is how long it is waited for, by default as long as for anything.
+
+        Raises:
+            PeerUnreachable: the broker does not answer.
+        """
+        return await status_report(self._running.requests, give_up_s)

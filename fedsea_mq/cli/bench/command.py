@@ -96,6 +96,22 @@ def train_speed(
         print_report(report, "training")
 
 
+@bench.command()
+def gateway(
+    repeats: Annotated[int, typer.Option(min=1, help="Paired repeats; medians count.")] = 3,
+    as_json: options.AsJson = False,
+) -> None:
+    """Compare streams from a gateway with those from a client node, side by side."""
+    from fedsea_mq.cli.bench.gateway import GATEWAY
+    from fedsea_mq.cli.bench.serving import run
+
+    report = asyncio.run(run([GATEWAY], repeats))
+    if as_json:
+        print_json(report)
+    else:
+        print_report(report, "gateway")
+
+
 def print_report(report: dict[str, Any], title: str) -> None:
     """Each ratio with its repeats, then what it is over what, then what disturbed it."""
     ratios, machine = report["ratios"], report["machine"]

@@ -55,6 +55,13 @@ def trainer(config: options.Config = None, set_: options.Overrides = None) -> No
     sys.exit(run(_arguments(config, set_)))
 
 
+def gateway(config: options.Config = None, set_: options.Overrides = None) -> None:
+    """Serve OpenAI's HTTP API from a client node in this process. As `python -m nodes.gateway`."""
+    from nodes.gateway.__main__ import main as run
+
+    sys.exit(run(_arguments(config, set_)))
+
+
 def _arguments(config: Path | None, overrides: list[str] | None) -> list[str]:
     arguments = ["--config", str(config)] if config is not None else []
     for override in overrides or []:

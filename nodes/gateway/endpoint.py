@@ -1,0 +1,97 @@
+"""`POST` of a chat or a completion: admitted, read, prepared, answered; or cancelled."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Generic
+
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from fedsea_mq.errors import FedSeaError
+from fedsea_mq.gateway_settings import GatewaySettings
+from fedsea_mq.log import get_logger
+from nodes.gateway.admission import Admission
+from nodes.gateway.answer import DONE, event
+from nodes.gateway.choice import together
+from nodes.gateway.errors import refusal
+from nodes.gateway.exchange import check_json, read_body, unless_gone
+from nodes.gateway.prepare import Prepared
+from nodes.gateway.request import R, parsed
+from nodes.gateway.streaming import EventStream, stream
+
+_log = get_logger(__name__)
+
+
+class Endpoint(Generic[R]):
+    """An ASGI application for requests of one kind.
+
+    `prepare` makes choices of a request and the size of its body.
+    """
+
+    def __init__(
+        self,
+        kind: type[R],
+        prepare: Callable[[R, int], Awaitable[Prepared]],
+        settings: GatewaySettings,
+        admission: Admission,
+    ) -> None:
+        self._kind = kind
+        self._prepare = prepare
+        self._settings = settings
+        self._admission = admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request.
+
+        Raises:
+            ClientGone: nobody waits for the answer any more.
+            Exception: as `refusal` takes it, before anything of an answer was sent.
+        """
+        check_json(scope)
+        most, within_s = self._settings.max_body_kb << 10, self._settings.stalled_s
+        with self._admission.place():
+            body = await read_body(receive, most, within_s)
+            prepared = await self._prepare(parsed(self._kind, body), len(body))
+            if prepared.streamed:
+                await unless_gone(receive, self._stream(prepared, send))
+            else:
+                await unless_gone(receive, _answer(prepared, scope, receive, send))
+        _tell(prepared)
+
+    async def _stream(self, prepared: Prepared, send: Send) -> None:
+        out, answer = EventStream(send, self._settings.stalled_s), prepared.answer
+        try:
+            await stream(prepared.choices, answer, out)
+        except FedSeaError as error:
+            if not out.begun:
+                raise
+            await out.write(event(refusal(error).body()), more=False)
+            return
+        stats = [choice.stats for choice in prepared.choices]
+        usage = answer.usage_event(stats, prepared.prompts) if prepared.with_usage else b""
+        await out.write(usage + DONE, more=False)
+
+
+async def _answer(prepared: Prepared, scope: Scope, receive: Receive, send: Send) -> None:
+    async with together() as group:
+        tasks = [group.create_task(choice.whole()) for choice in prepared.choices]
+    said = [
+        prepared.answer.choice(choice.index, task.result(), scored=prepared.scored)
+        for choice, task in zip(prepared.choices, tasks, strict=True)
+    ]
+    stats = [choice.stats for choice in prepared.choices]
+    whole = prepared.answer.whole(said, stats, prepared.prompts)
+    await JSONResponse(whole)(scope, receive, send)
+
+
+def _tell(prepared: Prepared) -> None:
+    stats = [choice.stats for choice in prepared.choices]
+    _log.info(
+        "answered",
+        choices=len(stats),
+        prompt_tokens=stats[0].prompt_tokens,
+        new_tokens=sum(one.new_tokens for one in stats),
+        ttft_ms=round(max(one.ttft_ms for one in stats), 1),
+        finish=prepared.choices[0].generation.finish.value,
+    )
