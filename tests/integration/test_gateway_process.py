@@ -1,25 +1,25 @@
-"""`fedsea gateway` as a user starts it: a process, TLS, SIGTERM, and what it says if it cannot."""
+"""The gateway as a process: TLS, what it logs, and how it ends; and what it says if it cannot."""
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 
 import httpx
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+import nodes.gateway
 from fedsea_mq.cli.processes import Child
+from fedsea_mq.errors import ConfigError
 from tests.integration.gateways import ANSWER, ASKED, SAID
 from tests.integration.systems import running, until
-
-ROOT = Path(__file__).parents[2]
 
 
 def certificate(folder: Path) -> dict[str, str]:
@@ -78,21 +78,9 @@ async def test_it_serves_over_tls_logs_no_prompt_and_ends_when_asked(tmp_path: P
     assert "Kewyn" not in log
 
 
-def test_without_its_packages_it_names_the_extra_in_a_line() -> None:
-    script = (
-        "import sys; sys.modules['uvicorn'] = None\n"
-        "from nodes.gateway.__main__ import main; sys.exit(main([]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    said = "ConfigError: the gateway needs uvicorn: install fedsea_mq[gateway]\n"
-    assert done.stderr == said
-
-
-def test_bad_settings_are_a_line_and_status_2() -> None:
-    command = [sys.executable, "-m", "fedsea_mq.cli", "gateway", "--set", "gateway.port=-1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "gateway.port" in done.stderr
+def test_without_its_packages_it_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    for module in ("node", "server"):
+        monkeypatch.delitem(sys.modules, f"nodes.gateway.{module}", raising=False)
+    with pytest.raises(ConfigError, match=r"needs uvicorn: install fedsea_mq\[gateway\]"):
+        _ = nodes.gateway.GatewayNode

@@ -120,13 +120,14 @@ class GatewayStreams:
         reader, writer = await self._connection()
         writer.write(self._request(prompt, new))
         head = await reader.readuntil(b"\r\n\r\n")
-        said = [await reader.read(_MOST_BYTES)]
+        said = bytearray(await reader.read(_MOST_BYTES))
         first_s = time.perf_counter() - begun
-        while not said[-1].endswith(_LAST_CHUNK):
-            said.append(await reader.read(_MOST_BYTES))
-        whole = b"".join(said)
-        if f'"completion_tokens": {new}'.encode() not in whole:
-            raise RuntimeError(f"not {new} tokens: {(head + whole)[-1000:]!r}")
+        if b" 200 " not in head:
+            raise RuntimeError(f"{(head + said)!r}")
+        while not said.endswith(_LAST_CHUNK) and (more := await reader.read(_MOST_BYTES)):
+            said += more
+        if f'"completion_tokens": {new}'.encode() not in said:
+            raise RuntimeError(f"not {new} tokens: {said[-1000:]!r}")
         self._idle.append((reader, writer))
         return first_s
 
