@@ -202,7 +202,7 @@ async def test_the_benchmarks_streams_are_read_to_their_ends(up: Gateway) -> Non
         with pytest.raises(RuntimeError, match="context_length_exceeded"):
             await streams.stream([5], 4000)
     assert (done.tokens, len(done.firsts_s)) == (48, 6)
-    assert 0 < done.ttft_p95_s < done.took_s
+    assert 0 < min(done.firsts_s) <= max(done.firsts_s) < done.took_s
 
 
 @pytest.mark.parametrize("stream", [True, False])

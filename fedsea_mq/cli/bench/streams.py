@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from fedsea_mq.cli.processes import Child
 
 Tokens = Sequence[int]
@@ -24,22 +22,12 @@ _LAST_CHUNK: Final = b"0\r\n\r\n"
 
 @dataclass(slots=True)
 class Streamed:
-    """What came of many streams."""
+    """What came of many streams: `took_s` from the first request to the last token."""
 
     tokens: int
     took_s: float = 0.0
     generator_cpu_s: float = 0.0
     firsts_s: list[float] = field(default_factory=list)
-
-    @property
-    def tokens_per_s(self) -> float:
-        """All tokens, over the time from the first request to the last token."""
-        return self.tokens / self.took_s
-
-    @property
-    def ttft_p95_s(self) -> float:
-        """Of all streams."""
-        return float(np.percentile(self.firsts_s, 95))
 
 
 async def closed_loop(stream: Stream, prompts: Sequence[Sequence[Tokens]], new: int) -> Streamed:
