@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from nodes.gateway.request import MAX_TOP_LOGPROBS, GenerationRequest, NewTokens
 
-TokenId = Annotated[int, Field(ge=0)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Tokens = Annotated[list[TokenId], Field(min_length=1)]
 Text = Annotated[str, Field(min_length=1)]
 

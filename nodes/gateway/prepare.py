@@ -22,7 +22,7 @@ from nodes.gateway.completion_answer import CompletionAnswer
 from nodes.gateway.errors import invalid
 from nodes.gateway.meter import Meter
 from nodes.gateway.models import Models
-from nodes.gateway.request import GenerationRequest, Prompt
+from nodes.gateway.request import GenerationRequest
 from nodes.gateway.scores import Scores, TokenTexts
 from nodes.gateway.tool_calls import ToolCallReader
 
@@ -42,6 +42,14 @@ class Prepared:
     scored: bool
     streamed: bool
     with_usage: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What one answer, or `n` of them, go on from; `said` is text that they begin with."""
+
+    tokens: list[int]
+    said: str = ""
 
 
 @dataclass(frozen=True, slots=True)

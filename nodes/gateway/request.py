@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -91,14 +90,6 @@ class GenerationRequest(Fields):
 
 
 R = TypeVar("R", bound=GenerationRequest)
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What one answer, or `n` of them, go on from; `said` is text that they begin with."""
-
-    tokens: list[int]
-    said: str = ""
 
 
 def parsed(kind: type[R], body: bytes) -> R:

@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from fedsea_mq.cli.bench.streams import GatewayStreams, closed_loop
 from fedsea_mq.errors import ConfigError, EndpointUnavailable, KeyFileError, PlaintextRefused
 from fedsea_mq.model.chat import chat_tokens
 from fedsea_mq.model.checkpoint import Checkpoint
@@ -195,6 +196,15 @@ async def test_many_at_once_stay_apart(up: Gateway) -> None:
     assert await asyncio.gather(*(ask(town) for town in towns * 4)) == towns * 4
 
 
+async def test_the_benchmarks_streams_are_read_to_their_ends(up: Gateway) -> None:
+    async with GatewayStreams(up.url, "embedded") as streams:
+        done = await closed_loop(streams.stream, [[[5, 6, 7]] * 2] * 3, 8)
+        with pytest.raises(RuntimeError, match="context_length_exceeded"):
+            await streams.stream([5], 4000)
+    assert (done.tokens, len(done.firsts_s)) == (48, 6)
+    assert 0 < min(done.firsts_s) <= max(done.firsts_s) < done.took_s
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_who_goes_away_leaves_nothing_on_the_trunk(up: Gateway, stream: bool) -> None:
     asking = asyncio.create_task(up.chat(messages=SAID, stream=stream, n=2, **LONG))
@@ -314,7 +324,7 @@ async def test_bodies_are_bounded_and_must_be_json() -> None:
 
         async def slowly() -> AsyncIterator[bytes]:
             yield b"{"
-            await asyncio.sleep(5)
+            await asyncio.sleep(1)
 
         slow = await up.http.post(url, content=slowly(), headers=headers)
         assert (slow.status_code, slow.json()["error"]["code"]) == (408, "slow")

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from statistics import mean
-from typing import Any, Final
+from typing import Final
 
+import numpy as np
 import psutil
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -23,49 +23,64 @@ from fedsea_mq.cli.bench.model_b import VOCAB
 from fedsea_mq.cli.bench.streams import (
     GatewayStreams,
     NativeStreams,
+    Streamed,
     closed_loop,
 )
 from fedsea_mq.cli.bench.workbench import Workbench
 from fedsea_mq.cli.processes import LocalSystem
 
 _SESSIONS: Final = 16
-_ANSWERS: Final = 3
+_ANSWERS: Final = 2
 _PROMPT: Final = 64
 _NEW: Final = 64
 # There and back, so that a machine that slows down meanwhile slows down both.
-_ORDER: Final = ("native", "gateway", "gateway", "native")
+_ORDER: Final = ("native", "gateway", "gateway", "native") * 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Side:
-    """One of the two: how it is asked, and its process."""
+    """One of the two: how it is asked, its process, and what came of it."""
 
     streams: Callable[[], NativeStreams | GatewayStreams]
     process: psutil.Process
+    runs: list[Streamed] = field(default_factory=list)
+    cpu_s: float = 0.0
 
-    async def run(self, sessions: int, answers: int, new: int) -> dict[str, float]:
+    async def run(self, sessions: int, answers: int, new: int) -> Streamed:
         """Answers of sessions that each ask for one after the other."""
-        before = sum(self.process.cpu_times()[:2])
         async with self.streams() as streams:
-            done = await closed_loop(streams.stream, _prompts(sessions, answers), new)
-        spent_s = sum(self.process.cpu_times()[:2]) - before
+            return await closed_loop(streams.stream, _prompts(sessions, answers), new)
+
+    async def measure(self) -> None:
+        """One more run that counts."""
+        before_s = self._cpu_s()
+        self.runs.append(await self.run(_SESSIONS, _ANSWERS, _NEW))
+        self.cpu_s += self._cpu_s() - before_s
+
+    def _cpu_s(self) -> float:
+        return float(sum(self.process.cpu_times()[:2]))
+
+    def figures(self) -> dict[str, float]:
+        """Of all runs together."""
+        tokens = sum(run.tokens for run in self.runs)
+        firsts = [first for run in self.runs for first in run.firsts_s]
+        generator_s = sum(run.generator_cpu_s for run in self.runs)
         return {
-            "tokens_per_s": done.tokens_per_s,
-            "ttft_p95": done.ttft_p95_s,
-            "process_cpu_ms_per_token": 1000 * spent_s / done.tokens,
-            "generator_cpu_ms_per_token": 1000 * done.generator_cpu_s / done.tokens,
+            "tokens_per_s": tokens / sum(run.took_s for run in self.runs),
+            "ttft_p95": float(np.percentile(firsts, 95)),
+            "process_cpu_ms_per_token": 1000 * self.cpu_s / tokens,
+            "generator_cpu_ms_per_token": 1000 * generator_s / tokens,
         }
 
 
 async def _repeat(bench: Workbench) -> Repeat:
-    runs: dict[str, list[dict[str, float]]] = {"native": [], "gateway": []}
     async with LocalSystem(bench.model(path=str(_with_words(bench))).settings) as system:
         sides = await _sides(system)
         for side in sides.values():
             await side.run(2, 1, 8)  # the first of its kind is not counted
         for name in _ORDER:
-            runs[name].append(await sides[name].run(_SESSIONS, _ANSWERS, _NEW))
-    native, gateway = (_means(runs[name]) for name in ("native", "gateway"))
+            await sides[name].measure()
+    native, gateway = (sides[name].figures() for name in ("native", "gateway"))
     ratios = {
         f"{figure}_vs_native": gateway[figure] / native[figure]
         for figure in ("tokens_per_s", "ttft_p95")
@@ -92,10 +107,6 @@ def _prompts(sessions: int, answers: int) -> Sequence[Sequence[Sequence[int]]]:
         [[draw.randrange(VOCAB) for _ in range(_PROMPT)] for _ in range(answers)]
         for _ in range(sessions)
     ]
-
-
-def _means(runs: Sequence[dict[str, float]]) -> dict[str, Any]:
-    return {figure: mean(run[figure] for run in runs) for figure in runs[0]}
 
 
 def _with_words(bench: Workbench) -> Path:

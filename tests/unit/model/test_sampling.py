@@ -124,3 +124,15 @@ def test_sampling_leaves_torchs_own_generator_alone() -> None:
 def test_settings_out_of_range_or_unknown_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         SamplingSettings(**wrong)
+
+
+@pytest.mark.parametrize(("presence", "frequency"), [(0.5, 0.0), (0.0, 0.3), (2.0, -0.7)])
+def test_penalties_count_what_was_generated_and_not_the_prompt(
+    presence: float, frequency: float
+) -> None:
+    logits = torch.tensor([3.0, 2.9, 2.8, 2.7])
+    tokens = [0, 0, 0, 1, 2, 2]  # of which the first three are the prompt
+    settings = SamplingSettings(presence_penalty=presence, frequency_penalty=frequency)
+    times = torch.tensor([0, 1, 2, 0])
+    wanted = (logits - frequency * times - presence * (times > 0)).argmax()
+    assert Sampler(settings, prompt=3).choose(tokens, logits) == int(wanted)
