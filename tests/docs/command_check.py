@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 import typer
 
 from fedsea_mq.cli.__main__ import app
@@ -21,7 +20,7 @@ _REDIRECTIONS = {"<", ">", ">>"}
 
 
 def check_line(line: str) -> None:
-    """Raises `AssertionError`, `ConfigError` or click's `UsageError` for what does not exist."""
+    """Raises `AssertionError`, `ConfigError` or typer's `UsageError` for what does not exist."""
     for words in simple_commands(line):
         match words:
             case ["fedsea", *arguments]:
@@ -53,18 +52,15 @@ def simple_commands(line: str) -> Iterator[list[str]]:
 
 def check_fedsea(arguments: Sequence[str]) -> None:
     """The command, its options and their values; its settings, and that their file is there."""
-    command: click.Command = typer.main.get_command(app)
-    context = click.Context(command, info_name="fedsea")
+    command: Any = typer.main.get_command(app)
     rest = list(arguments)
-    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
-        name = rest.pop(0)
-        found = command.get_command(context, name)
-        assert found is not None, f"no command {name}"
-        command, context = found, click.Context(found, info_name=name, parent=context)
+    while rest and rest[0] in getattr(command, "commands", {}):
+        command = command.commands[rest.pop(0)]
     try:
-        parsed = command.make_context(context.info_name, rest, parent=context.parent)
-    except click.exceptions.Exit:  # --help and the like
+        parsed = command.make_context("fedsea", rest)
+    except (typer.Exit, SystemExit):  # --help and the like
         return
+    assert not hasattr(command, "commands"), f"no command {arguments}"
     _check_settings(parsed.params)
 
 

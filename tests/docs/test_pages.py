@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fedsea_mq.model.lora import LoraSettings
 from fedsea_mq.settings import Settings
+from tests.adapters import make_adapter
 from tests.docs.command_check import check_line
 from tests.docs.pages import PAGES, ROOT, Block, Mark, blocks, every_block
 from tests.docs.workplace import Workplace
@@ -60,6 +62,8 @@ SLOW = [page for page in PAGES if any(block.mark is Mark.SLOW for block in block
 @pytest.mark.parametrize("page", SLOW, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_from_its_top(page: Path, tmp_path: Path) -> None:
     with Workplace(tmp_path) as workplace:
+        model = workplace.folder / "my-model"
+        make_adapter(model, workplace.folder / "formal", LoraSettings(), blocks=range(6))
         for block in blocks(page):
             if block.mark in (Mark.QUICK, Mark.SLOW):
                 workplace.run(block)
