@@ -12,8 +12,8 @@ from fedsea_mq.cli.__main__ import app
 
 _INTRODUCTION = """# Commands
 
-Every command and option of `fedsea`, from the command itself. `fedsea COMMAND --help` says the same.
-Exit status: 0 done, 1 it could not be done, 2 a setting or option is wrong, 130 interrupted.
+Every command and option of `fedsea`, from the command itself. `fedsea COMMAND --help` says the
+same. Exit status: 0 done, 1 it could not be done, 2 a setting or option is wrong, 130 interrupted.
 """
 
 

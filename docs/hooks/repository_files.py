@@ -1,6 +1,6 @@
 """mkdocs hook: files of the repository that pages link to are pages of the site, too.
 
-So a link has one form, which leads somewhere on the forge as on the site, with or without a network.
+So a link has one form, which leads somewhere on the forge as on the site, network or none.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ _PROJECT = {
     "CONTRIBUTING.md": "project/contributing.md",
     "LICENSE": "project/licence.md",
 }
-_LANGUAGES = {".yaml": "yaml", ".py": "python", ".service": "ini", ".conf": "ini", ".json": "json", ".sh": "sh"}
+_LANGUAGES = {
+    ".yaml": "yaml",
+    ".py": "python",
+    ".service": "ini",
+    ".conf": "ini",
+    ".json": "json",
+}
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)(?P<path>[^)\s#]+)(?P<anchor>#[^)\s]*)?(?=\))")
 # Where a page that is made of a file stands in the repository, by where it stands on the site.
 _ORIGINS = {

@@ -27,16 +27,6 @@ def settings_page() -> str:
     return "\n".join([_INTRODUCTION, *_sections(Settings)])
 
 
-def keys_without_description() -> list[str]:
-    """Keys that the page could say nothing about, as `section.key`."""
-    return [
-        f"{name}.{key}"
-        for name, section in Settings.model_fields.items()
-        for key, field in _model(section).model_fields.items()
-        if not field.description
-    ]
-
-
 def _sections(settings: type[BaseModel]) -> Iterator[str]:
     for name, field in settings.model_fields.items():
         section = _model(field)
@@ -70,19 +60,26 @@ def _type(field: FieldInfo) -> str:
 def _type_name(annotation: Any) -> str:
     """A type as somebody who writes YAML would call it."""
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _type_name(arguments[0])
-    if origin is Literal:
-        return " or ".join(f"`{value}`" for value in arguments)
-    if origin in (Union, UnionType):
-        return " or ".join(_type_name(one) for one in arguments)
-    if origin in (tuple, list):
-        return f"list of {_type_name(arguments[0])}"
-    if origin is dict:
-        return "map of names to " + _type_name(arguments[1])
-    if isinstance(annotation, type) and issubclass(annotation, Enum):
+    match origin:
+        case None:
+            said = _plain_type_name(annotation)
+        case _ if origin is Annotated:
+            said = _type_name(arguments[0])
+        case _ if origin is Literal:
+            said = " or ".join(f"`{value}`" for value in arguments)
+        case _ if origin in (Union, UnionType):
+            said = " or ".join(map(_type_name, arguments))
+        case _ if origin is dict:
+            said = f"map of names to {_type_name(arguments[1])}"
+        case _:
+            said = f"list of {_type_name(arguments[0])}"
+    return said
+
+
+def _plain_type_name(annotation: type[Any]) -> str:
+    if issubclass(annotation, Enum):
         return " or ".join(f"`{one.value}`" for one in annotation)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if issubclass(annotation, BaseModel):
         return "map of " + ", ".join(f"`{key}`" for key in annotation.model_fields)
     names = {str: "text", int: "integer", float: "number", bool: "`true` or `false`"}
     return {**names, NoneType: "null"}.get(annotation, annotation.__name__.lower())
