@@ -49,7 +49,7 @@ unit: $(READY)
 
 # An hour: every command that the documentation shows, page by page; the examples; the wheel, installed.
 test-docs: $(READY)
-	$(BIN)/python -m pytest -m slow tests/docs tests/deploy tests/integration/test_examples.py
+	$(BIN)/python -m pytest -m slow tests/docs tests/deploy tests/packaging tests/integration/test_examples.py
 
 # The documentation as a site, in build/site.
 docs: $(READY)

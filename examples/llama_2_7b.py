@@ -4,11 +4,12 @@
     hf download meta-llama/Llama-2-7b-hf
     .venv/bin/python examples/llama_2_7b.py "The river froze"
 
-The sizes are in configs/llama-2-7b.yaml: the GPU holds 12 GB of weights, and 16 GB of KV cache unless
-`--set trunk.kv_memory_mb=...` says less. `fedsea up` and `fedsea generate` with that file do the same.
+The sizes are in configs/llama-2-7b.yaml: the GPU holds 12 GB of weights, and 16 GB of KV cache
+unless `--set trunk.kv_memory_mb=...` says less. `fedsea up` and `fedsea generate` with that file do
+the same.
 
-Not run with those weights, nor on a GPU: neither was at hand. The test runs it with the embedded model
-on a CPU: `--set model.path=embedded --set model.device=cpu --set model.dtype=fp32`.
+Not run with those weights, nor on a GPU: neither was at hand. The test runs it with the embedded
+model on a CPU: `--set model.path=embedded --set model.device=cpu --set model.dtype=fp32`.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # What noise does to answers
 #
-# A notebook as a script: open it with VS Code or Jupyter (jupytext) and run it cell by cell, or whole:
+# A notebook as a script. VS Code and Jupyter (jupytext) run it cell by cell; or run it whole:
 #
 #     .venv/bin/python examples/notebook.py
 #

@@ -5,8 +5,8 @@
 Broker, trunk node, aggregator and three training clients are processes, as they would be on as many
 machines: each has a folder with its settings and keys, and no other reads in it. Traffic is
 encrypted and every party known by its key, and the aggregator learns the sum of the silos' updates
-only (secure aggregation). What comes out is in the folders: `trunk`, `north`, `east` and `south` each
-have their part of the adapter. A minute or two on two cores.
+only (secure aggregation). What comes out is in the folders: `trunk`, `north`, `east` and `south`
+each have their part of the adapter. A minute or two on two cores.
 """
 
 import argparse
