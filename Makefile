@@ -16,7 +16,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test lint unit soak soak-train audit lock clean
+.PHONY: setup demo test test-docs lint unit soak soak-train docs wheel audit lock clean
 
 setup: $(READY)
 
@@ -46,6 +46,18 @@ lint: $(READY)
 unit: $(READY)
 	@# Most of a test of processes is waiting for them: two at a time take half as long.
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# An hour: every command that the documentation shows, page by page; the examples; the wheel, installed.
+test-docs: $(READY)
+	$(BIN)/python -m pytest -m slow tests/docs tests/deploy tests/packaging tests/integration/test_examples.py
+
+# The documentation as a site, in build/site.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# What is published, in dist.
+wheel: $(READY)
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 # An hour at four fifths of what this machine takes: memory and open files of every process.
 soak: $(READY)

@@ -30,14 +30,16 @@ class Strategy(StrEnum):
 class LoraSection(Section):
     """What LoRA is put where; the same for all parties of a run."""
 
-    rank: Annotated[int, Field(ge=1, le=1024)] = 8
-    alpha: Annotated[float, Field(gt=0, le=1e6)] = 16.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: Annotated[tuple[Projection, ...], Field(min_length=1)] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
+    rank: Annotated[int, Field(ge=1, le=1024)] = Field(8, description="of an adapter's matrices")
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = Field(
+        16.0, description="an adapter's product is multiplied by alpha / rank"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="on an adapter's input, in training"
+    )
+    targets: Annotated[tuple[Projection, ...], Field(min_length=1)] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj"),
+        description="linear layers of a block that have an adapter",
     )
     rslora: bool = Field(False, description="divide by the root of the rank instead of the rank")
     parts: Annotated[tuple[Part, ...], Field(min_length=1)] = Field(
@@ -69,14 +71,20 @@ class TrainingSection(Section):
     )
     batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(4, description="sequences of a batch")
     accumulate: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="batches of a step")
-    learning_rate: Rate = 1e-4
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.01
-    schedule: Literal["constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
-    warmup_steps: Annotated[int, Field(ge=0, le=1 << 31)] = 0
+    learning_rate: Rate = Field(1e-4, description="AdamW's")
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = Field(0.01, description="AdamW's")
+    schedule: Literal["constant_with_warmup", "linear", "cosine"] = Field(
+        "constant_with_warmup", description="of the learning rate, over all steps of the run"
+    )
+    warmup_steps: Annotated[int, Field(ge=0, le=1 << 31)] = Field(
+        0, description="in which the learning rate rises from 0"
+    )
     max_norm: Annotated[float, Field(gt=0, le=1e6)] = Field(
         1.0, description="of a step's gradients over head, trunk and tail"
     )
-    dtype: Literal["fp32", "bf16"] = "fp32"
+    dtype: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of products in training; adapters and optimisers stay fp32"
+    )
     recomputes: bool = Field(False, description="compute activations twice instead of keeping them")
     gradient_noise: Annotated[float, Field(ge=0, le=1e3)] = Field(
         0.0, description="times the RMS of the gradient that the tail sends to the trunk"
@@ -91,13 +99,17 @@ class TrainingSection(Section):
     resume: Annotated[bool, Field(strict=True)] = Field(
         False, description="go on from the states in `out`; without it, a run must be a new one"
     )
-    seed: Annotated[int, Field(ge=0, le=2**31)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**31)] = Field(
+        0, description="of adapters, data order, shards and dropout; never of the noise"
+    )
 
 
 class FederationSection(Section):
     """Rounds and averaging; the same for all parties of a run."""
 
-    rounds: Annotated[int, Field(ge=1, le=1 << 20)] = 10
+    rounds: Annotated[int, Field(ge=1, le=1 << 20)] = Field(
+        10, description="averages until the run is over"
+    )
     local_steps: Annotated[int, Field(ge=1, le=1 << 20)] = Field(
         20, description="optimiser steps of each client in a round; a checkpoint follows each round"
     )
@@ -116,7 +128,9 @@ class FederationSection(Section):
     max_attempts: Annotated[int, Field(ge=1, le=1024)] = Field(
         10, description="of one round, before the run is given up"
     )
-    optimizer: Literal["fedavg", "fedadam", "fedyogi"] = "fedavg"
+    optimizer: Literal["fedavg", "fedadam", "fedyogi"] = Field(
+        "fedavg", description="what the aggregator does with the mean of the updates"
+    )
     learning_rate: Rate = Field(1.0, description="of the aggregator's optimiser")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of fedavg")
     proximal: Annotated[float, Field(ge=0, le=1e3)] = Field(0.0, description="FedProx's mu")

@@ -73,7 +73,9 @@ class ModelSettings(Section):
     dtype: ComputeDtype = Field("fp32", description="compute dtype of this party's blocks")
     weights: Storage = Field("auto", description="linear layers: in `dtype`, or int8 on a CPU")
     kv_cache: Storage = Field("auto", description="keys and values: in `dtype`, or int8 on a CPU")
-    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = Field(
+        "cpu", description="`cpu`, `cuda` or `cuda:N`"
+    )
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="torch threads")
 
     @model_validator(mode="after")
@@ -191,7 +193,9 @@ class TrunkSettings(Section):
     name: Name | None = Field(None, description="shown in status; drawn at random if absent")
     nodes: Annotated[int, Field(ge=1, le=64)] = Field(1, description="nodes that `up` starts")
     kv_memory_mb: Megabytes = Field(1024, description="budget for all sessions' KV cache")
-    max_sessions: Annotated[int, Field(ge=1, le=16_384)] = 1024
+    max_sessions: Annotated[int, Field(ge=1, le=16_384)] = Field(
+        1024, description="sessions at once; with `direct`, connections to this node as well"
+    )
     max_frame_positions: Annotated[int, Field(ge=1, le=1 << 16)] = Field(
         512, description="positions of one frame; longer prompts come in chunks"
     )
@@ -272,8 +276,10 @@ class ClientSettings(Section):
 class LogSettings(Section):
     """What the processes log, on standard error."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["console", "json"] = "console"
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least")
+    format: Literal["console", "json"] = Field(
+        "console", description="for people, or one JSON object a line"
+    )
 
 
 class Settings(Section):

@@ -16,6 +16,7 @@ from fedsea_mq.cli.chaos.command import chaos
 from fedsea_mq.cli.commands.asking import chat, generate, health, status
 from fedsea_mq.cli.commands.measuring import evaluate, loadtest, soak, sweep
 from fedsea_mq.cli.commands.processes import aggregator, broker, demo, gateway, trainer, trunk, up
+from fedsea_mq.cli.commands.samples import configs
 from fedsea_mq.cli.commands.training import train
 from fedsea_mq.cli.commands.weights import pretrain, shard, verify
 from fedsea_mq.cli.keys import keygen, trust
@@ -38,6 +39,7 @@ COMMANDS: Final[tuple[Callable[..., None], ...]] = (
     *(demo, up, broker, trunk, aggregator, trainer, train, gateway, generate, chat),
     *(status, health),
     *(shard, pretrain, verify, loadtest, soak, evaluate, sweep, audit, chaos, keygen),
+    configs,
 )
 for command in COMMANDS:
     app.command(name="eval" if command is evaluate else None)(command)
