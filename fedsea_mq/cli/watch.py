@@ -35,7 +35,7 @@ async def status(settings: Settings, *, as_json: bool, once: bool) -> None:
 
 def view(report: StatusReport) -> Group:
     """The report for people; two tables, so that names stand whole in 80 columns."""
-    what = _table("node", "role", "run", "cut", "model")
+    what = _table("node", "role", "run", "cut", "blocks", "model")
     load = _table("node", "sessions", "direct", "KV free", "tokens/s", "batch", "busy", "RSS")
     for node in report.nodes:
         now = node.load
@@ -44,6 +44,7 @@ def view(report: StatusReport) -> Group:
             node.role.value,
             node.run or "",
             f"{node.head_blocks}+{node.tail_blocks}",
+            "" if node.stage is None else str(node.stage),
             node.fingerprint[:12],
         )
         load.add_row(
