@@ -47,6 +47,11 @@ class Offer:
         return None if self.stage is None or self.stage.is_last else self.stage.stop
 
     @property
+    def depth(self) -> int:
+        """Steps of a round that are to be under way in the chain; 1 if there is none."""
+        return 1 if self.stage is None else self.stage.depth
+
+    @property
     def kept_bytes_per_position(self) -> int:
         """What is kept of a position to bring another next stage up to date, at most."""
         return 0 if self.next_block is None else _WIDEST_ELEMENT_BYTES * self.hidden
@@ -84,6 +89,7 @@ class TrunkEngine:
                 StepLimits(trunk.step_positions),
                 max_wait_s=trunk.max_wait_ms / 1000,
                 patience_s=trunk.step_timeout_s,
+                depth=self._loaded.offer.depth,
             )
             self.batcher = await stack.enter_async_context(batcher)
             self._stack = stack.pop_all()
