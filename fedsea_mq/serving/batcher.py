@@ -39,6 +39,8 @@ Forward = Callable[[torch.Tensor, Sequence[Span]], Sequence[torch.Tensor]]
 
 # Long work may make a step this much longer than the short work in it takes, if no more want it.
 _LONG_BESIDE_SHORT: Final = 0.5
+# A micro-batch waits for further sessions no longer than this part of what it takes to compute.
+_WAIT_OF_MICRO_BATCH: Final = 0.1
 # No chunk of long work is smaller: each costs its session a whole step.
 _MIN_CHUNK: Final = 16
 
@@ -330,13 +332,22 @@ class Batcher:
     def _hold_until(self, now: float, ready_since: float, most: int | None) -> float | None:
         """Until when to wait for sessions on their way; None to start now.
 
-        A wait costs what waits and gains a step's fixed cost, so it is never longer than that. A
-        step that has as many sessions as it may gains nothing.
+        A step of the `most` sessions that it may have gains nothing by waiting.
         """
         if most is not None and len(self._scheduler.sessions) >= most:
             return None
-        latest = ready_since + min(self._cost.fixed_s, self._max_wait_s)
+        latest = ready_since + min(self._worth_s(most), self._max_wait_s)
         return None if now >= latest else self._arrivals.worth_waiting_until(now, latest)
+
+    def _worth_s(self, most: int | None) -> float:
+        """How long a wait for further sessions may be.
+
+        It costs what waits and gains a step's fixed cost, so it is never longer than that. Where a
+        round is divided into steps it gains less: who comes later shares the next one.
+        """
+        if most is None:
+            return self._cost.fixed_s
+        return _WAIT_OF_MICRO_BATCH * (self._cost.fixed_s + most * self._cost.each_s)
 
     def _long_beside(self, short: int, crowding: float) -> int:
         """Positions of long work that may join `short` positions of short work.

@@ -1,4 +1,4 @@
-"""How busy the stages of a chain are, and what of a stage's own speed is left through all of them."""
+"""How busy the stages of a chain are, and what is left of one stage's own speed through all."""
 
 from __future__ import annotations
 
