@@ -10,14 +10,17 @@ from fedsea_mq.cli.bench.workbench import Served, System, Workbench
 _STAGES: Final = 2
 _SESSIONS: Final = 16
 _CONTEXT: Final = 64
+_ANY_PORT: Final = "tcp://127.0.0.1:*"
 # New tokens a session: seconds of steady decoding.
 _NEW: Final = 256
 
 
 async def _repeat(bench: Workbench) -> Repeat:
-    async with bench.system(stages=_STAGES) as system:
+    # States pass the broker by, between clients and stages and between stages.
+    past = Workbench(bench.settings.replace(client={"direct": True}), bench.folder)
+    async with past.system(stages=_STAGES, direct=_ANY_PORT) as system:
         chain = await _served(system)
-    async with bench.system() as system:
+    async with past.system(direct=_ANY_PORT) as system:
         whole = await _served(system)
     # The blocks cost alike, and so do the stages.
     async with bench.trunk(blocks=f"1/{_STAGES}").alone() as alone:
