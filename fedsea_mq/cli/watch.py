@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsea_mq.cli.output import console, print_json
-from fedsea_mq.protocol.messages import StatusReport
+from fedsea_mq.protocol.messages import NodeStatus, StatusReport
 from fedsea_mq.settings import Settings
 from fedsea_mq.transport.status import StatusWatch
 
@@ -35,7 +35,7 @@ async def status(settings: Settings, *, as_json: bool, once: bool) -> None:
 
 def view(report: StatusReport) -> Group:
     """The report for people; two tables, so that names stand whole in 80 columns."""
-    what = _table("node", "role", "run", "cut", "blocks", "model")
+    what = _table("node", "role", "run", "cut", "model")
     load = _table("node", "sessions", "direct", "KV free", "tokens/s", "batch", "busy", "RSS")
     for node in report.nodes:
         now = node.load
@@ -43,8 +43,7 @@ def view(report: StatusReport) -> Group:
             node.name,
             node.role.value,
             node.run or "",
-            f"{node.head_blocks}+{node.tail_blocks}",
-            "" if node.stage is None else str(node.stage),
+            _cut(node),
             node.fingerprint[:12],
         )
         load.add_row(
@@ -63,6 +62,12 @@ def view(report: StatusReport) -> Group:
         f"{report.errors} errors"
     )
     return Group(what, load, Text(said, style="dim"))
+
+
+def _cut(node: NodeStatus) -> str:
+    """The blocks that clients keep, and of the others those that a stage has."""
+    cut, stage = f"{node.head_blocks}+{node.tail_blocks}", node.stage
+    return cut if stage is None or stage.is_whole else f"{stage} of {cut}"
 
 
 def _table(*columns: str) -> Table:

@@ -34,6 +34,11 @@ class Stage:
         return self.stop == self.end
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it is all of the trunk."""
+        return (self.first, self.stop) == (self.begin, self.end)
+
+    @property
     def entry(self) -> int | None:
         """The block that sessions must ask for to come here; None for the trunk's first."""
         return None if self.first == self.begin else self.first

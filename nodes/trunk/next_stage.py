@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Final
 
 from fedsea_mq.errors import (
@@ -13,6 +14,7 @@ from fedsea_mq.errors import (
     DeadlineExceeded,
     FedSeaError,
     LimitExceeded,
+    NotRunning,
     SessionLost,
     StepFailed,
 )
@@ -41,9 +43,9 @@ _FOR_THE_CLIENT: Final = (
 class NextStage:
     """Has what a stage computed computed on, by nodes that serve the blocks after its own.
 
-    `asked` is what all its sessions are opened with, but for what is each one's own; `adapters` are
-    the stage's, by name. `settle` is called with each piece of work and the last stage's outputs
-    of it, or the error.
+    Those begin at block `first` of the trunk with this fingerprint; `adapters` are the stage's, by
+    name. `settle` is called with each piece of work and the last stage's outputs of it, or the
+    error.
     """
 
     def __init__(
@@ -92,15 +94,22 @@ class NextStage:
             outcome = await passage.extend(work, states, deadline)
         except FedSeaError as error:
             if passage.was_refused:
-                self.end(work.envelope.session)
+                # Nothing went on yet: the next frame may find it otherwise.
+                self._passages.pop(work.envelope.session, None)
             outcome = _told(error)
-        self._settle(work, outcome)
+        with suppress(NotRunning):  # the node is stopping
+            self._settle(work, outcome)
 
     def end(self, session: bytes) -> None:
         """A session is over: so is the one that it went on in."""
         passage = self._passages.pop(session, None)
         if passage is not None:
             passage.close()
+
+    def end_all(self) -> None:
+        """The stage stops."""
+        for session in list(self._passages):
+            self.end(session)
 
 
 class _Passage:
@@ -126,7 +135,8 @@ class _Passage:
 
     async def extend(self, work: Compute, states: list[bytes], deadline: float) -> list[bytes]:
         """The last stage's outputs of the work. Raises `RemoteError`."""
-        await asyncio.wait([self._opening])
+        if not self._opening.done():
+            await asyncio.wait([self._opening])
         if self._refusal is not None:
             raise self._refusal
         within_s = deadline - asyncio.get_running_loop().time()

@@ -82,13 +82,13 @@ class TrunkNode:
         async with AsyncExitStack() as stack:
             engine = await stack.enter_async_context(self._engine)
             loaded, batcher = engine.loaded, engine.batcher
+            next_stage = await stack.enter_async_context(self._next_stage(loaded.offer))
             wires = Wires(self._settings, self._receive, self._broker_of, seals, self._context)
             await stack.enter_async_context(wires)
             background = await stack.enter_async_context(Background())
             memberships = {broker: self._membership(wires, broker) for broker in wires.brokers}
             for membership in memberships.values():
                 stack.callback(membership.leave)
-            next_stage = await stack.enter_async_context(self._next_stage(loaded.offer))
             self._parts = _Parts(
                 loaded.run,
                 engine.run_blocks,
@@ -189,7 +189,13 @@ class TrunkNode:
             return
         async with session_wires(self._settings, partial(PeerLink, context=self._context)) as wires:
             adapters = {ref.name: ref for ref in offer.adapters}
-            yield NextStage(wires, offer.fingerprint, offer.next_block, adapters, self._answer)
+            next_stage = NextStage(
+                wires, offer.fingerprint, offer.next_block, adapters, self._answer
+            )
+            try:
+                yield next_stage
+            finally:
+                next_stage.end_all()
 
     def _membership(self, wires: Wires, broker: bytes) -> Membership:
         return Membership(

@@ -34,7 +34,7 @@ from nodes.session_wires import session_wires
 from tests.adapters import make_adapter, with_adapter
 from tests.conftest import MakeModel
 from tests.integration.keys import Keys
-from tests.integration.systems import EXACT, until
+from tests.integration.systems import EXACT, running, until
 from tests.integration.test_direct import DIRECT, status
 from tests.integration.test_generation import DRAFTS, GREEDY, PROMPTS, oracle
 from tests.integration.test_sessions import as_they_are, assert_equal
@@ -244,6 +244,15 @@ async def test_limits_count_a_session_once(deep: Path, wanted: list[list[int]]) 
         answer = await chain.client.generate(PROMPTS[0], GREEDY).complete()
     assert answer.tokens == wanted[0]
     assert answer.stats.traffic.refusals == 0
+
+
+async def test_int8_weights_and_caches_are_each_stages_own(deep: Path) -> None:
+    narrow = ["model.weights=int8", "model.kv_cache=int8"]
+    async with running(deep, *narrow) as whole:
+        asked = [whole.client.generate(prompt, GREEDY).complete() for prompt in PROMPTS]
+        expected = [answer.tokens for answer in await asyncio.gather(*asked)]
+    async with chained(deep, HALVES, *narrow) as chain:
+        assert await tokens_of(chain) == expected
 
 
 @pytest.fixture
