@@ -82,7 +82,8 @@ class NextStage:
     def forward(self, work: Compute, states: list[bytes], deadline: float) -> None:
         """Send the states of all the work's positions on; `settle` follows, by the deadline."""
         passage = self._passages.get(work.envelope.session)
-        if passage is not None:  # else the session ended meanwhile
+        # Else the session ended meanwhile, and there may be another of its id.
+        if passage is not None and passage.positions is work.positions:
             going_on = self._go_on(passage, work, states, deadline)
             passage.going_on = self._wires.background.start(going_on, "fedsea next stage")
 
@@ -116,6 +117,7 @@ class _Passage:
     """One session's way through the next stage, opened as it is made."""
 
     def __init__(self, wires: SessionWires, asked: Open, work: Compute) -> None:
+        self.positions = work.positions
         self._log = StatesLog(work.spec.part_sizes(1))
         self._remote = RemoteSession(wires, asked, work.spec, self._log.payload)
         self._refusal: FedSeaError | None = None

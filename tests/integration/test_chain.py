@@ -49,6 +49,7 @@ class Chain:
     """A system whose trunk is divided; `nodes` in the order in which they joined."""
 
     settings: Settings
+    broker: Broker
     client: ClientNode
     nodes: list[TrunkNode] = field(default_factory=list)
     _stacks: list[AsyncExitStack] = field(default_factory=list)
@@ -91,7 +92,7 @@ async def chained(
         broker = await stack.enter_async_context(Broker(settings.broker, settings.security))
         settings = settings.replace(broker={"clients": broker.clients, "nodes": broker.nodes})
         client = await stack.enter_async_context(ClientNode(settings))
-        chain = await stack.enter_async_context(Chain(settings, client))
+        chain = await stack.enter_async_context(Chain(settings, broker, client))
         for own in blocks:
             await chain.join(own)
         yield chain
@@ -200,6 +201,17 @@ async def test_a_stage_that_is_lost_is_replaced_from_what_was_sent(deep: Path, s
         # The loss of a later stage is the business of the one before it.
         assert session.recoveries == (1 if stage == 0 else 0)
         await until(lambda: chain.sessions == 2)
+    assert_equal(came, logits_of(deep, TOKENS))
+
+
+async def test_a_chain_outlives_a_restart_of_the_broker(deep: Path) -> None:
+    async with chained(deep) as chain, chain.client.session(100) as session:
+        await session.advance(TOKENS[:80], as_they_are)
+        await chain.broker.__aexit__()
+        async with Broker(chain.settings.broker):
+            came = await session.advance(TOKENS[80:], as_they_are)
+            assert (session.recoveries, chain.sessions) == (0, 2)
+        await chain.broker.__aenter__()
     assert_equal(came, logits_of(deep, TOKENS))
 
 
