@@ -46,7 +46,8 @@ class Admission:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._lines: dict[str, Line[Ask]] = {}
+        # By model and by the block that is asked for: stages of a chain are full each by itself.
+        self._lines: dict[tuple[str, int | None], Line[Ask]] = {}
         self._comebacks = Comebacks()
 
     def ask(self, ask: Ask, now: float) -> list[Verdict]:
@@ -55,14 +56,14 @@ class Admission:
         Who does not find room is told so at once, and held when it asks again. Those for whom there
         is no place in line are sent away for longer.
         """
-        session, model = ask.envelope.session, ask.body.fingerprint
-        line = self._lines.get(model) or Line()
+        session, place = ask.envelope.session, (ask.body.fingerprint, ask.body.entry)
+        line = self._lines.get(place) or Line()
         if not line.in_turn():
             verdict = self._judge(ask)
             if not isinstance(verdict.outcome, Busy):
                 _settle(line, verdict)
                 return [verdict]
-        self._lines[model] = line
+        self._lines[place] = line
         waited = session in line
         if not line.join(session, ask.body.client, ask, now):
             return [Verdict(ask, Busy(_FULL, self._comebacks.pause_s(now)))]
@@ -75,7 +76,7 @@ class Admission:
     def room_was_made(self, now: float) -> list[Verdict]:
         """Those that wait and fit in now."""
         served = [verdict for line in self._lines.values() for verdict in self._serve(line, now)]
-        self._lines = {model: line for model, line in self._lines.items() if len(line)}
+        self._lines = {place: line for place, line in self._lines.items() if len(line)}
         return served
 
     def overdue(self, now: float) -> list[Verdict]:

@@ -9,7 +9,16 @@ from typing import Final
 
 from broker.admission import Ask
 from broker.limits import Meters
-from broker.messages import CLIENT_PARTIES, TO_SESSION, Message, Part, Send, Side, size_of
+from broker.messages import (
+    CLIENT_PARTIES,
+    OPENERS,
+    TO_SESSION,
+    Message,
+    Part,
+    Send,
+    Side,
+    size_of,
+)
 from broker.routes import Route
 from broker.state import BrokerState
 from fedsea_mq.errors import (
@@ -22,6 +31,7 @@ from fedsea_mq.errors import (
 from fedsea_mq.protocol.envelope import Envelope, Kind
 from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Open, StatusReport, encode_body
+from fedsea_mq.protocol.stage import Onward
 from fedsea_mq.protocol.training_messages import Enlist
 from fedsea_mq.security.identity import Identity, Party
 
@@ -51,15 +61,16 @@ class ClientSide:
     def handle(self, message: Message, now: float) -> Iterator[Send]:
         """What to send for a client's message. Raises the typed error that refuses it."""
         envelope, who = message.envelope, message.who
-        who.must_be(*CLIENT_PARTIES)
+        who.must_be(*OPENERS)
         self._check_owner(envelope.session, who)
-        if self._meters.limit_anybody and not self._gives_room_back(message):
+        if self._meters.limit_anybody and not self._is_free(message):
             self._meters.take(self._client(message), size_of(message.parts), now)
         if envelope.kind in (Kind.OPEN, Kind.ENLIST):
             yield from self._open(message, now)
         elif envelope.kind in TO_SESSION:
             yield from self._to_node(message, now)
         elif envelope.kind is Kind.STATUS:
+            who.must_be(*CLIENT_PARTIES)
             yield Send(Side.CLIENTS, message.peer, self._status(envelope, now))
         else:
             raise MalformedFrame(f"a {envelope.kind.name} frame is not for a client to send")
@@ -67,6 +78,12 @@ class ClientSide:
     def forget_idle(self, now: float) -> None:
         """Keep nothing of clients that have not sent for a while."""
         self._meters.forget_idle(now)
+
+    def _is_free(self, message: Message) -> bool:
+        """Whether it is not metered: its client was, where it came in, or gives room back."""
+        route = self._state.routes.get(message.envelope.session)
+        is_onward = route is not None and route.onward_for is not None
+        return is_onward or self._gives_room_back(message)
 
     def _gives_room_back(self, message: Message) -> bool:
         """Whether it ends a session, and does no more: it must not have to wait."""
@@ -88,7 +105,7 @@ class ClientSide:
         state, envelope, peer = self._state, message.envelope, message.peer
         if not envelope.session:
             raise MalformedFrame(f"a {envelope.kind.name} frame without a session id")
-        asked = self._asked(message)
+        asked = self._asked(message, now)
         route = state.routes.get(envelope.session)
         if route is not None:
             state.routes.asked_again(envelope.session, peer, now)
@@ -102,13 +119,16 @@ class ClientSide:
             state.check_client_has_room(asked)
             yield from state.tell(state.admission.ask(Ask(peer, envelope, asked), now), now)
 
-    def _asked(self, message: Message) -> Open | Enlist:
+    def _asked(self, message: Message, now: float) -> Open | Enlist:
         # Fairness is between keys, or between connections where there are none: not between
         # whatever names clients give themselves.
         client, who, frame = self._client(message), message.who, message.frame
         if message.envelope.kind is Kind.OPEN:
+            asked = replace(frame.body(Open), client=client)
+            if asked.onward is not None:
+                return replace(asked, onward=self._onward(message, asked.onward, now))
             who.must_be(Party.CLIENT)
-            return replace(frame.body(Open), client=client)
+            return asked
         enlist = frame.body(Enlist)
         if enlist.member is None:
             who.must_be(Party.AGGREGATOR)
@@ -116,6 +136,26 @@ class ClientSide:
             who.must_be(Party.TRAINER)
             who.may_be_called(enlist.member)
         return replace(enlist, client=client)
+
+    def _onward(self, message: Message, asked: Onward, now: float) -> Onward:
+        """Let a node take a session on that was opened with it, to one place at a time."""
+        routes, who, session = self._state.routes, message.who, message.envelope.session
+        who.must_be(Party.TRUNK)
+        held = routes.get(asked.session or b"")
+        if held is None:
+            raise self._unknown("no such session that could go on", now)
+        if self._state.registry.owner(held.node) != who.id:
+            raise SessionNotYours("the session is not on a node of this key")
+        if held.onward != session and routes.get(held.onward) is not None:
+            raise Busy("the session still goes on elsewhere")
+        held.onward = session
+        return replace(asked, session=None, client=held.served)
+
+    def _unknown(self, message: str, now: float) -> Busy | SessionUnknown:
+        """Nodes of a restarted broker have yet to say which sessions they hold."""
+        if self._state.is_young(now):
+            return Busy("nodes are still registering", self._state.terms.heartbeat_ms / 1000)
+        return SessionUnknown(message)
 
     def _client(self, message: Message) -> bytes:
         """Whom limits are for, and between whom fairness is."""
@@ -143,10 +183,7 @@ class ClientSide:
         elif envelope.kind is Kind.CLOSE:
             state.admission.gave_up(envelope.session)
         else:
-            if state.is_young(now):
-                # Nodes of a restarted broker have yet to say which sessions they hold.
-                raise Busy("nodes are still registering", state.terms.heartbeat_ms / 1000)
-            raise SessionUnknown("no node holds this session")
+            raise self._unknown("no node holds this session", now)
 
     def _status(self, envelope: Envelope, now: float) -> Sequence[Part]:
         if self._report is None or now - self._report.made_at > _REPORT_S:

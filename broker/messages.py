@@ -51,6 +51,8 @@ FROM_SESSION: Final = frozenset(
 REFUSALS: Final = frozenset({Kind.BUSY, Kind.ERROR})
 # Who may connect where, and register as what.
 CLIENT_PARTIES: Final = (Party.CLIENT, Party.TRAINER, Party.AGGREGATOR)
+# A trunk node may take sessions that it holds on to the next stage, and do nothing else there.
+OPENERS: Final = (*CLIENT_PARTIES, Party.TRUNK)
 NODE_PARTIES: Final = (Party.TRUNK, Party.AGGREGATOR)
 REGISTERS: Final[Mapping[Role, Party]] = {
     Role.TRUNK: Party.TRUNK,

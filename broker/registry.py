@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from broker.chains import entries
 from broker.room import Room
-from fedsea_mq.errors import Busy, FingerprintMismatch, LimitExceeded, NodeUnknown
+from fedsea_mq.errors import (
+    AdapterUnknown,
+    Busy,
+    FingerprintMismatch,
+    LimitExceeded,
+    NodeUnknown,
+)
 from fedsea_mq.protocol.adapter_ref import check_held
 from fedsea_mq.protocol.bounded import Role
 from fedsea_mq.protocol.messages import (
@@ -119,7 +126,8 @@ class Registry:
     def place(self, session: bytes, asked: Open) -> Node:
         """The node with most free KV of those that have room, with room set aside on it.
 
-        It is of the session's model, holds its adapter, and has a slot and the KV for it.
+        It is of the session's model, holds its adapter, and has a slot and the KV for it. If it is
+        a stage of a chain, so are and have nodes of the blocks after its own.
 
         Raises:
             FingerprintMismatch: no node serves the client's model and cut, or has done so.
@@ -135,13 +143,18 @@ class Registry:
                 f"no node serves model and cut {asked.fingerprint[:12]}; "
                 f"served: {', '.join(served[:8]) or 'none'}"
             )
+        if not _entries(fits, asked):
+            raise Busy("not all blocks of this model are served now")
         if asked.adapter is not None:
             check_held(asked.adapter, [ref for n in fits for ref in n.offer.adapters])
             fits = [n for n in fits if asked.adapter in n.offer.adapters]
-        if asked.max_positions > max(n.room.load.kv_positions_total for n in fits):
+        into = _entries(fits, asked)
+        if not into:
+            raise AdapterUnknown("the adapter is not held by nodes of all blocks")
+        if asked.max_positions > max(n.room.load.kv_positions_total for n in into):
             # A session that no node could ever hold goes to one all the same, which says so.
-            return max(fits, key=lambda node: node.room.load.kv_positions_total)
-        roomy = [n for n in fits if n.room.takes(asked.max_positions)]
+            return max(into, key=lambda node: node.room.load.kv_positions_total)
+        roomy = _entries([n for n in fits if n.room.takes(asked.max_positions)], asked)
         if not roomy:
             raise Busy("all nodes are full")
         best = max(roomy, key=lambda node: node.room.positions_free)
@@ -167,8 +180,15 @@ class Registry:
                     load=node.room.load,
                     role=node.offer.role,
                     run=node.offer.run,
+                    stage=node.offer.stage,
                 )
                 for node in self._nodes.values()
             ),
             key=lambda status: status.name,
         )
+
+
+def _entries(nodes: Sequence[Node], asked: Open) -> list[Node]:
+    """Those of them that a session enters by, and that lead through the others to the end."""
+    found = entries([node.offer.stage for node in nodes], asked.entry)
+    return [nodes[index] for index in found]

@@ -23,6 +23,15 @@ class Route:
     accepted: bool = False
     # KV positions set aside for it, where that is known.
     positions: int = 0
+    # Of a session that a stage has at the next one: whom it is for in the end.
+    onward_for: bytes | None = None
+    # Of one that goes on at a next stage: the session there.
+    onward: bytes = b""
+
+    @property
+    def served(self) -> bytes:
+        """Whom the session is for in the end."""
+        return self.owner if self.onward_for is None else self.onward_for
 
 
 class Routes:

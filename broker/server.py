@@ -13,7 +13,7 @@ import zmq
 
 from broker.core import BrokerCore
 from broker.limits import Limits
-from broker.messages import CLIENT_PARTIES, NODE_PARTIES, Send, Side
+from broker.messages import NODE_PARTIES, OPENERS, Send, Side
 from broker.state import BrokerTerms
 from fedsea_mq.errors import FedSeaError, NotRunning, PeerUnreachable, SendQueueFull
 from fedsea_mq.log import get_logger
@@ -52,7 +52,7 @@ class Broker:
         keyring = Keyring.load(security)
         self._trust = keyring.trust
         doors = {
-            Side.CLIENTS: keyring.door(settings.clients, *CLIENT_PARTIES),
+            Side.CLIENTS: keyring.door(settings.clients, *OPENERS),
             Side.NODES: keyring.door(settings.nodes, *NODE_PARTIES),
         }
         self._sockets = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from broker.admission import Admission, Verdict
+from broker.admission import Admission, Ask, Verdict
 from broker.limits import NO_LIMITS, Limits, check_room
 from broker.messages import Part, Send, Side, size_of
 from broker.registry import Registry
@@ -62,6 +62,8 @@ class BrokerState:
 
     def check_client_has_room(self, asked: Open) -> None:
         """Raise `Busy` or `LimitExceeded` if the client may not have this session, too."""
+        if asked.onward is not None:
+            return  # it counts where it begins
         held = self.routes.held_by(asked.client)
         check_room(self.terms.limits, held, asked.max_positions)
 
@@ -84,9 +86,7 @@ class BrokerState:
                 yield self.refuse(ask.peer, ask.envelope, error)
                 continue
             opening = Frame(ask.envelope, encode_body(ask.body))
-            positions = ask.body.max_positions
-            route = Route(outcome.peer, ask.peer, ask.body.client, positions=positions)
-            yield self.begin(route, opening, now)
+            yield self.begin(_route(outcome.peer, ask), opening, now)
 
     def room_was_made(self, now: float) -> Iterator[Send]:
         """Serve those that wait and fit in now."""
@@ -127,3 +127,9 @@ def closing(route: Route, session: bytes, reason: FedSeaError) -> list[Send]:
 def close_on_node(peer: bytes, session: bytes) -> Send:
     """Have a node free a session."""
     return Send(Side.NODES, peer, Frame.build(Kind.CLOSE, Nothing(), session=session).parts())
+
+
+def _route(node: bytes, ask: Ask) -> Route:
+    body = ask.body
+    onward_for = None if body.onward is None else body.onward.client
+    return Route(node, ask.peer, body.client, positions=body.max_positions, onward_for=onward_for)

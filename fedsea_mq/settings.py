@@ -43,6 +43,7 @@ def _reachable_at_some_port(endpoint: str) -> str:
 OfferedEndpoint = Annotated[str, AfterValidator(_reachable_at_some_port)]
 Megabytes = Annotated[int, Field(ge=1, le=1 << 20)]
 Limit = Annotated[int, Field(ge=1)] | None
+BlocksAsked = Annotated[str, Field(pattern=r"^[0-9]{1,4}[-/][0-9]{1,4}$")]
 ComputeDtype = Literal["fp32", "bf16", "fp16"]
 # What is kept in memory: in the compute dtype, or smaller.
 Storage = Literal["auto", "int8"]
@@ -192,6 +193,15 @@ class TrunkSettings(Section):
 
     name: Name | None = Field(None, description="shown in status; drawn at random if absent")
     nodes: Annotated[int, Field(ge=1, le=64)] = Field(1, description="nodes that `up` starts")
+    stages: Annotated[int, Field(ge=1, le=64)] = Field(
+        1,
+        description="stages of the chain that `up` divides the trunk into, `nodes` nodes each",
+    )
+    blocks: BlocksAsked | None = Field(
+        None,
+        description="this node's blocks of the trunk, if it is a stage of a chain: `4-8`, counted "
+        "from the model's first, which is 0, or `2/3`, the second of three even runs",
+    )
     kv_memory_mb: Megabytes = Field(1024, description="budget for all sessions' KV cache")
     max_sessions: Annotated[int, Field(ge=1, le=16_384)] = Field(
         1024, description="sessions at once; with `direct`, connections to this node as well"
@@ -222,6 +232,12 @@ class TrunkSettings(Section):
     adapters: Adapters = Field(
         default_factory=dict, description="LoRA adapters that sessions may use, by name: folders"
     )
+
+    @model_validator(mode="after")
+    def _stages_say_their_blocks(self) -> Self:
+        if self.stages > 1 and self.blocks is not None:
+            raise ValueError("with stages, `up` says each node's blocks: set blocks to null")
+        return self
 
 
 class Speculation(StrEnum):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from broker.chains import entries
 from fedsea_mq.errors import NotReady
-from fedsea_mq.protocol.messages import StatusReport
+from fedsea_mq.protocol.messages import NodeStatus, StatusReport
+from fedsea_mq.protocol.stage import Stage
 from fedsea_mq.settings import Settings
 from fedsea_mq.transport.status import StatusWatch
 
@@ -24,7 +28,15 @@ def judged(report: StatusReport, timeout_ms: int, trunks: int, node: str | None)
     alive = [one for one in report.nodes if one.silent_ms <= timeout_ms]
     if node is not None and node not in {one.name for one in alive}:
         raise NotReady(f"no live node is called {node}")
-    ready = sum(one.takes_sessions for one in alive)
+    ready = _ways_in([one for one in alive if one.takes_sessions])
     if ready < trunks:
         raise NotReady(f"{ready} trunk nodes take sessions, of {trunks} wanted")
     return f"broker up {report.uptime_s:.0f} s, {ready} trunk nodes take sessions"
+
+
+def _ways_in(nodes: Sequence[NodeStatus]) -> int:
+    """Those that sessions can be opened at: of a chain, first stages that lead to the last."""
+    stages: dict[str, list[Stage | None]] = {}
+    for node in nodes:
+        stages.setdefault(node.fingerprint, []).append(node.stage)
+    return sum(len(entries(of_one_trunk, None)) for of_one_trunk in stages.values())

@@ -27,7 +27,10 @@ from fedsea_mq.transport.status import StatusWatch
 
 _SAMPLE_S = 1.0
 _OF_NODES: Final = frozenset(
-    {"weights", "kv_cache", "threads", "nodes", "kv_memory_mb", "max_sessions", "step_positions"}
+    {
+        *("weights", "kv_cache", "threads", "nodes", "stages"),
+        *("kv_memory_mb", "max_sessions", "step_positions"),
+    }
 )
 
 
@@ -61,6 +64,7 @@ def described(settings: Settings, plan: LoadPlan) -> dict[str, Any]:
         "wire_dtype": client.wire_dtype.value,
         "direct": client.direct,
         "nodes": trunk.nodes,
+        "stages": trunk.stages,
         "kv_memory_mb": trunk.kv_memory_mb,
         "max_sessions": trunk.max_sessions,
         "step_positions": trunk.step_positions,

@@ -144,7 +144,8 @@ class LocalSystem:
         trunks: int | None = None,
     ) -> None:
         self._joins = joins
-        self._trunks = settings.trunk.nodes if trunks is None else trunks
+        all_stages = settings.trunk.nodes * settings.trunk.stages
+        self._trunks = all_stages if trunks is None else trunks
         self.settings = settings if keep_endpoints or joins else _on_free_ports(settings)
         self._folder = tempfile.TemporaryDirectory(prefix="fedsea-")
         self._children: list[Child] = []
@@ -176,11 +177,14 @@ class LocalSystem:
 
     async def start_trunk(self, number: int) -> Child:
         """Start one more trunk node; does not wait until it is ready."""
-        name = self.settings.trunk.name or "trunk"
-        named = self.settings.replace(trunk={"name": f"{name}-{number}"})
-        trunk = await self.start("nodes.trunk", f"{name}-{number}", named)
-        self.trunks.append(trunk)
-        return trunk
+        trunk, stages = self.settings.trunk, self.settings.trunk.stages
+        name = f"{trunk.name or 'trunk'}-{number}"
+        # Of each chain the first stage first.
+        stage = {} if stages == 1 else {"stages": 1, "blocks": f"{number % stages + 1}/{stages}"}
+        own = self.settings.replace(trunk={"name": name, **stage})
+        started = await self.start("nodes.trunk", name, own)
+        self.trunks.append(started)
+        return started
 
     async def start_client(self, name: str) -> Child:
         """Start a client node process; does not wait until it is ready."""

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsea_mq.cli.output import console, print_json
-from fedsea_mq.protocol.messages import StatusReport
+from fedsea_mq.protocol.messages import NodeStatus, StatusReport
 from fedsea_mq.settings import Settings
 from fedsea_mq.transport.status import StatusWatch
 
@@ -43,7 +43,7 @@ def view(report: StatusReport) -> Group:
             node.name,
             node.role.value,
             node.run or "",
-            f"{node.head_blocks}+{node.tail_blocks}",
+            _cut(node),
             node.fingerprint[:12],
         )
         load.add_row(
@@ -62,6 +62,12 @@ def view(report: StatusReport) -> Group:
         f"{report.errors} errors"
     )
     return Group(what, load, Text(said, style="dim"))
+
+
+def _cut(node: NodeStatus) -> str:
+    """The blocks that clients keep, and of the others those that a stage has."""
+    cut, stage = f"{node.head_blocks}+{node.tail_blocks}", node.stage
+    return cut if stage is None or stage.is_whole else f"{stage} of {cut}"
 
 
 def _table(*columns: str) -> Table:

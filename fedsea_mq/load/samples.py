@@ -30,6 +30,8 @@ class Sample:
     rss_bytes: dict[str, int]
     open_files: dict[str, int]
     """Sockets among them, by process; as `rss_bytes`, of those that run."""
+    busy_of: dict[str, float] = field(default_factory=dict)
+    """The share of the time in which each node computed, by its name."""
 
 
 @dataclass(slots=True)
@@ -53,6 +55,7 @@ class Samples:
             kv_reserved=sum(load.kv_positions_peak for load in loads),
             kv_positions=sum(load.kv_positions_total for load in loads),
             rss_bytes={name: rss for name, pid in self.pids.items() if (rss := _rss(pid))},
+            busy_of={node.name: node.load.busy_share for node in report.nodes},
             open_files={name: held for name, pid in self.pids.items() if (held := _files(pid))},
         )
         self.taken.append(sample)

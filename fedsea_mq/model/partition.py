@@ -51,6 +51,36 @@ class Cut:
         return f"{self.head_blocks}+{self.tail_blocks}"
 
 
+def trunk_blocks(cut: Cut, total: int, asked: str | None) -> range:
+    """The trunk's blocks that one node serves: all, or what `trunk.blocks` asks for.
+
+    `4-8` are blocks 4 to 8, and `2/3` the second of three runs that are as even as can be.
+
+    Raises:
+        IllegalCut: blocks that are not the trunk's, or more runs than it has blocks.
+    """
+    whole = cut.blocks(Part.TRUNK, total)
+    if asked is None:
+        return whole
+    first, sign, last = re.split(r"([-/])", asked)
+    if sign == "-":
+        found = range(int(first), int(last) + 1)
+    else:
+        found = _even_run(whole, int(first), int(last))
+    if not (len(found) and found.start in whole and found.stop - 1 in whole):
+        raise IllegalCut(
+            f"trunk.blocks {asked}: the trunk has blocks {whole.start} to {whole.stop - 1}"
+        )
+    return found
+
+
+def _even_run(whole: range, number: int, runs: int) -> range:
+    """Run `number` of `runs`, from 1; empty if there is none."""
+    if not 1 <= number <= runs <= len(whole):
+        return range(0)
+    return whole[(number - 1) * len(whole) // runs : number * len(whole) // runs]
+
+
 def legal_cuts(total: int) -> list[Cut]:
     """Every cut of a model of `total` blocks that leaves a trunk."""
     return [Cut(head, tail) for head in range(total) for tail in range(total - head)]

@@ -29,7 +29,7 @@ from fedsea_mq.model.kv_cache import KVCache, KVShape
 from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.model.packed_attention import PackedLayout
 from fedsea_mq.model.packed_linear import PackedLinear
-from fedsea_mq.model.partition import LM_HEAD, Cut, Part, part_of
+from fedsea_mq.model.partition import LM_HEAD, Cut, Part, block_of, part_of
 
 
 class BlockRun(nn.Module):
@@ -157,9 +157,11 @@ def weight_bytes(*modules: nn.Module) -> int:
     return sum(plain.values()) + sum(packed.values())
 
 
-def load_trunk(checkpoint: Checkpoint, cut: Cut, numerics: Numerics) -> BlockRun:
-    """The trunk's blocks. Raises what `Checkpoint.load` raises."""
-    return _Loader(checkpoint, cut, numerics).run(Part.TRUNK)
+def load_trunk(
+    checkpoint: Checkpoint, cut: Cut, numerics: Numerics, only: range | None = None
+) -> BlockRun:
+    """The trunk's blocks, or `only` some of them. Raises what `Checkpoint.load` raises."""
+    return _Loader(checkpoint, cut, numerics, only).run(Part.TRUNK)
 
 
 def load_client(checkpoint: Checkpoint, cut: Cut, numerics: Numerics) -> tuple[Head, Tail]:
@@ -170,10 +172,13 @@ def load_client(checkpoint: Checkpoint, cut: Cut, numerics: Numerics) -> tuple[H
 class _Loader:
     """Builds parts of one checkpoint from a skeleton on the meta device."""
 
-    def __init__(self, checkpoint: Checkpoint, cut: Cut, numerics: Numerics) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, cut: Cut, numerics: Numerics, only: range | None = None
+    ) -> None:
         self._checkpoint = checkpoint
         self._cut = cut
         self._numerics = numerics
+        self._only = only
         with torch.device("meta"):
             # In the dtype that is the default already: any other would be that of the whole process
             # meanwhile, and of what other parties' threads make. Each tensor is read in its own.
@@ -213,7 +218,9 @@ class _Loader:
         return [
             name
             for name in self._skeleton.state_dict()
-            if name not in shared and part_of(name, self._cut, self._checkpoint.blocks) is part
+            if name not in shared
+            and part_of(name, self._cut, self._checkpoint.blocks) is part
+            and (self._only is None or block_of(name) in self._only)
         ]
 
     def _assign(self, path: str, names: list[str]) -> None:
@@ -237,7 +244,7 @@ class _Loader:
             self._skeleton.set_submodule(path, make(module.weight, module.bias))
 
     def _assemble(self, part: Part) -> BlockRun:
-        blocks = self._cut.blocks(part, self._checkpoint.blocks)
+        blocks = self._only or self._cut.blocks(part, self._checkpoint.blocks)
         layers = [self._skeleton.model.layers[index] for index in blocks]
         config, numerics = self._checkpoint.config, self._numerics
         # The skeleton's rotary table is on the meta device too: it is computed, not stored.

@@ -6,6 +6,7 @@ in range or the frame is refused; nothing is coerced.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Final, TypeVar, get_args
 
 from pydantic import AfterValidator, Field, TypeAdapter
@@ -49,6 +50,7 @@ from fedsea_mq.protocol.fields import (
     encode_fields,
 )
 from fedsea_mq.protocol.payload import WireDtype
+from fedsea_mq.protocol.stage import Onward, Stage
 
 MAX_BODY_BYTES: Final = 4096
 MAX_LISTING_BYTES: Final = 1 << 20
@@ -71,7 +73,8 @@ class Open:
     of the client's key or, where there are no keys, to a name of its connection. `urgency` orders a
     client's own work when there is not room for all of it: 0 interactive, 1 normal, 2 background.
     `adapter` is what the trunk's blocks are to be run with; the session stays with it. `seal` is
-    the client's ephemeral key, if the session is sealed: see `security.handshake`.
+    the client's ephemeral key, if the session is sealed: see `security.handshake`. `onward` says
+    which blocks a stage of a chain asks the next one for; a client asks for the whole trunk.
     """
 
     fingerprint: Digest
@@ -81,6 +84,23 @@ class Open:
     urgency: Annotated[int, Field(strict=True, ge=0, le=2)] = 1
     adapter: AdapterRef | None = None
     seal: PublicKeyBytes | None = None
+    onward: Onward | None = None
+
+    @property
+    def as_asked(self) -> Open:
+        """What both ends of the session know of it: all but what is for the broker to say."""
+        onward = None if self.onward is None else Onward(self.onward.first)
+        return replace(self, client=b"", onward=onward)
+
+    @property
+    def entry(self) -> int | None:
+        """The first of the blocks asked for; None for the trunk's."""
+        return None if self.onward is None else self.onward.first
+
+    @property
+    def served(self) -> bytes:
+        """Whom it is for in the end: between these, fairness is."""
+        return self.client if self.onward is None else self.onward.client
 
 
 @dataclass(frozen=True, slots=True, config=BODY)
@@ -186,7 +206,8 @@ class Register:
 
     `sessions` and, in the same order, `owners`, which are what the broker wrote as `client` when
     they were opened, let a restarted broker rebuild its routes; `run` is the training run that the
-    node takes part in, if it does; `adapters` are those that sessions may ask for.
+    node takes part in, if it does; `adapters` are those that sessions may ask for. `stage` says
+    which of the trunk's blocks a trunk node serves; without it, all.
     """
 
     name: Name
@@ -204,6 +225,7 @@ class Register:
     owners: Annotated[list[OwnerId], Field(max_length=MAX_SESSIONS_A_NODE)] = Field(
         default_factory=list
     )
+    stage: Stage | None = None
 
 
 @dataclass(frozen=True, slots=True, config=BODY)
@@ -226,6 +248,7 @@ class NodeStatus:
     load: Load
     role: Role = Role.TRUNK
     run: Name | None = None
+    stage: Stage | None = None
 
     @property
     def takes_sessions(self) -> bool:

@@ -20,7 +20,7 @@ So duplicates, reorderings and retries are harmless, and no position is computed
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from enum import Enum, auto
 from hashlib import blake2b
 
@@ -125,6 +125,37 @@ class TrunkPositions:
 
 
 @dataclass(slots=True)
+class StatesLog:
+    """The payload bytes of a session's positions, from the first on, to be sent again if need be.
+
+    `row_sizes` are the bytes of a position in each part.
+    """
+
+    row_sizes: tuple[int, ...]
+    _columns: list[bytearray] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._columns = [bytearray() for _ in self.row_sizes]
+
+    def record(self, start: int, payload: Sequence[bytes], skip: int = 0) -> None:
+        """Log a payload from `start` on, but for its first `skip` positions.
+
+        Whatever was logged after those is replaced.
+        """
+        keep = start + skip
+        for column, size, part in zip(self._columns, self.row_sizes, payload, strict=True):
+            del column[keep * size :]
+            column.extend(part[skip * size :])
+
+    def payload(self, start: int, count: int) -> list[bytes]:
+        """The payload parts of `count` positions from `start`."""
+        return [
+            bytes(column[start * size : (start + count) * size])
+            for column, size in zip(self._columns, self.row_sizes, strict=True)
+        ]
+
+
+@dataclass(slots=True)
 class SentLog:
     """The client's memory of what it sent: the tokens, and for each position its payload bytes.
 
@@ -132,12 +163,12 @@ class SentLog:
     two noisy copies of one state can be averaged. Only the client ever holds this.
     """
 
-    row_sizes: tuple[int, ...]
+    row_sizes: InitVar[tuple[int, ...]]
     tokens: list[int] = field(default_factory=list)
-    _columns: list[bytearray] = field(default_factory=list)
+    _states: StatesLog = field(init=False)
 
-    def __post_init__(self) -> None:
-        self._columns = [bytearray() for _ in self.row_sizes]
+    def __post_init__(self, row_sizes: tuple[int, ...]) -> None:
+        self._states = StatesLog(row_sizes)
 
     def known(self, start: int, tokens: Sequence[int]) -> int:
         """How many of `tokens`, placed at `start`, were already sent at those positions."""
@@ -153,18 +184,13 @@ class SentLog:
         Positions that are known keep their old bytes; the rest, and whatever was logged after
         them, is replaced.
         """
-        keep = start + self.known(start, tokens)
-        if keep < start + len(tokens):
-            del self.tokens[keep:]
-            self.tokens.extend(tokens[keep - start :])
-            for column, size, part in zip(self._columns, self.row_sizes, payload, strict=True):
-                del column[keep * size :]
-                column.extend(part[(keep - start) * size :])
+        known = self.known(start, tokens)
+        if known < len(tokens):
+            del self.tokens[start + known :]
+            self.tokens.extend(tokens[known:])
+            self._states.record(start, payload, known)
         return self.payload(start, len(tokens))
 
     def payload(self, start: int, count: int) -> list[bytes]:
         """The payload parts of `count` positions from `start`, as they were first sent."""
-        return [
-            bytes(column[start * size : (start + count) * size])
-            for column, size in zip(self._columns, self.row_sizes, strict=True)
-        ]
+        return self._states.payload(start, count)

@@ -122,10 +122,10 @@ def _exchange(secret: X25519PrivateKey, public: bytes) -> bytes:
 def _said(session: bytes, asked: Asked, hello: Hello) -> bytes:
     """A digest of all that both ends know the session by."""
     # Whose session it is, for fairness, is for the broker to say: the client does not know it.
-    said = packed(replace(asked, client=b""))
+    known = asked.as_asked if isinstance(asked, Open) else replace(asked, client=b"")
     role = b"serve" if isinstance(asked, Open) else b"train"
     digest = sha256(_LABEL + bytes([PROTOCOL_VERSION]))
-    for field in (role, session, said, hello.ephemeral, hello.node_key, hello.signature):
+    for field in (role, session, packed(known), hello.ephemeral, hello.node_key, hello.signature):
         digest.update(len(field).to_bytes(4, "big") + field)
     return digest.digest()
 

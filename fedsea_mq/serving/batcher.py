@@ -27,6 +27,7 @@ import torch
 from fedsea_mq.errors import Busy, DeadlineExceeded, NotRunning
 from fedsea_mq.model.attention import Span
 from fedsea_mq.serving.arrivals import Arrivals
+from fedsea_mq.serving.micro_batches import MicroBatches
 from fedsea_mq.serving.scheduler import Owner, Scheduler, Share, StepLimits
 from fedsea_mq.serving.step_cost import StepCost
 from fedsea_mq.serving.turns import Turns
@@ -38,6 +39,8 @@ Forward = Callable[[torch.Tensor, Sequence[Span]], Sequence[torch.Tensor]]
 
 # Long work may make a step this much longer than the short work in it takes, if no more want it.
 _LONG_BESIDE_SHORT: Final = 0.5
+# A micro-batch waits for further sessions no longer than this part of what it takes to compute.
+_WAIT_OF_MICRO_BATCH: Final = 0.1
 # No chunk of long work is smaller: each costs its session a whole step.
 _MIN_CHUNK: Final = 16
 
@@ -110,7 +113,8 @@ class Batcher:
     It occupies the executor's thread while it runs. `max_wait_s` bounds how long a step waits for
     sessions that are on their way; it never waits longer than a step's fixed cost. A step or slice
     that takes longer than `patience_s` is stuck (see `watch`), and leaving raises `StepStuck` if it
-    is found so only then. `clock` tells the time, in seconds.
+    is found so only then. Of the sessions that come round, a step takes one in `depth`. `clock`
+    tells the time, in seconds.
     """
 
     def __init__(
@@ -120,6 +124,7 @@ class Batcher:
         *,
         max_wait_s: float = 0.01,
         patience_s: float = math.inf,
+        depth: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._executor = executor
@@ -130,6 +135,7 @@ class Batcher:
         self._changed = threading.Condition()
         self._scheduler: Scheduler[Work[Any]] = Scheduler(limits)
         self._arrivals = Arrivals()
+        self._micro_batches = MicroBatches(depth)
         self._sliced: deque[SlicedWork[Any]] = deque()
         self._turns = Turns()
         self._stopping = False
@@ -313,20 +319,35 @@ class Batcher:
             self._ready_since = None
             return math.inf
         since = self._ready_since = now if self._ready_since is None else self._ready_since
-        until = self._hold_until(now, since)
+        most = self._micro_batches.most(self._scheduler.sessions)
+        until = self._hold_until(now, since, most)
         if until is not None:
             return until
         self._ready_since = None
         self.stats.waited_s += now - since
-        return self._scheduler.plan(now, self._long_beside)
+        step = self._scheduler.plan(now, self._long_beside, most)
+        self._micro_batches.took([share.work.owner.session for share in step])
+        return step
 
-    def _hold_until(self, now: float, ready_since: float) -> float | None:
+    def _hold_until(self, now: float, ready_since: float, most: int | None) -> float | None:
         """Until when to wait for sessions on their way; None to start now.
 
-        A wait costs what waits and gains a step's fixed cost, so it is never longer than that.
+        A step of the `most` sessions that it may have gains nothing by waiting.
         """
-        latest = ready_since + min(self._cost.fixed_s, self._max_wait_s)
+        if most is not None and len(self._scheduler.sessions) >= most:
+            return None
+        latest = ready_since + min(self._worth_s(most), self._max_wait_s)
         return None if now >= latest else self._arrivals.worth_waiting_until(now, latest)
+
+    def _worth_s(self, most: int | None) -> float:
+        """How long a wait for further sessions may be.
+
+        It costs what waits and gains a step's fixed cost, so it is never longer than that. Where a
+        round is divided into steps it gains less: who comes later shares the next one.
+        """
+        if most is None:
+            return self._cost.fixed_s
+        return _WAIT_OF_MICRO_BATCH * (self._cost.fixed_s + most * self._cost.each_s)
 
     def _long_beside(self, short: int, crowding: float) -> int:
         """Positions of long work that may join `short` positions of short work.

@@ -20,7 +20,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final, Generic, Protocol, TypeVar
@@ -151,6 +151,11 @@ class Scheduler(Generic[W]):
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def sessions(self) -> Collection[bytes]:
+        """The sessions that have work waiting."""
+        return self._sessions.keys()
+
     def add(self, work: W, now: float) -> None:
         """Queue work.
 
@@ -217,12 +222,17 @@ class Scheduler(Generic[W]):
         return late
 
     def plan(
-        self, now: float, long_beside: Callable[[int, float], int] | None = None
+        self,
+        now: float,
+        long_beside: Callable[[int, float], int] | None = None,
+        most: int | None = None,
     ) -> list[Share[W]]:
         """The next step; empty if nothing waits.
 
-        `long_beside` bounds what long work gets beside so many positions of short work, given how
-        many times as many want it (`_crowding`); without short work the whole step is open to it.
+        Of short work it takes what `most` sessions have, those that came first, if there is room
+        for all: else room is shared out. `long_beside` bounds what long work gets beside so many
+        positions of short work, given how many times as many want it (`_crowding`); without short
+        work the whole step is open to it.
         """
         ready = [queue[0] for queue in self._sessions.values()]
         budget = self._limits.positions
@@ -231,6 +241,8 @@ class Scheduler(Generic[W]):
         long = [waiting for waiting in ready if not waiting.is_short and budget > 1]
         kept = max(1, int(budget * _KEPT_FOR_LONG)) if long else 0
         plan: _Plan[W] = _Plan(budget - kept)
+        if most is not None and sum(waiting.left for waiting in short) <= plan.room:
+            short = sorted(short, key=lambda waiting: waiting.number)[:most]
         self._fill(plan, short, now)
         plan.room += kept
         taken = budget - plan.room

@@ -7,7 +7,7 @@ simulation can drive thousands of sessions through it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from fedsea_mq.errors import (
@@ -64,6 +64,8 @@ class TrunkTerms:
     direct: str | None = None
     direct_key: bytes | None = None
     adapters: Sequence[AdapterRef] = ()
+    # The block that sessions ask for; None for the trunk's first.
+    entry: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,7 @@ class _Session:
     known_to: set[bytes]
 
     def owner(self, session: bytes) -> Owner:
-        return Owner(self.opened.client, session, Urgency(self.opened.urgency))
+        return Owner(self.opened.served, session, Urgency(self.opened.urgency))
 
     @property
     def adapter(self) -> str | None:
@@ -244,7 +246,7 @@ class TrunkSessions:
             now_held = self._now()
             self._most = self._most.and_(now_held)
             self._peaks = {who: peaks.and_(now_held) for who, peaks in self._peaks.items()}
-        elif replace(held.opened, client=asked.client) != asked:
+        elif held.opened.as_asked != asked.as_asked:
             raise MalformedFrame("the session is open already, on other terms")
         terms = Accept(
             node=self.terms.node,
@@ -262,6 +264,8 @@ class TrunkSessions:
                 f"the client holds {asked.fingerprint[:12]}, "
                 f"node {terms.node} serves {terms.fingerprint[:12]}"
             )
+        if asked.entry != terms.entry:
+            raise FingerprintMismatch(f"node {terms.node} does not begin at the block asked for")
         if asked.adapter is not None:
             check_held(asked.adapter, terms.adapters)
         most = min(terms.max_session_positions, terms.kv_positions)

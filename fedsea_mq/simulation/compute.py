@@ -23,8 +23,10 @@ class VirtualBatcher(Batcher):
     What a step says it takes, by `spend`, is when its results are handed over.
     """
 
-    def __init__(self, limits: StepLimits, *, max_wait_s: float = 0.0) -> None:
-        super().__init__(_NO_THREAD, limits, max_wait_s=max_wait_s, clock=self._virtual_now)
+    def __init__(self, limits: StepLimits, *, max_wait_s: float = 0.0, depth: int = 1) -> None:
+        super().__init__(
+            _NO_THREAD, limits, max_wait_s=max_wait_s, depth=depth, clock=self._virtual_now
+        )
         self._changed = cast(threading.Condition, _Wake(self._wake))
         self._busy_until = 0.0
         self._spent = 0.0

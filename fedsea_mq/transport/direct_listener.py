@@ -22,8 +22,8 @@ from fedsea_mq.transport.loop_socket import Context, LoopSocket
 from fedsea_mq.transport.outbox import Outbox
 
 _log = get_logger(__name__)
-# Who may come here.
-WELCOME: Final = Party.CLIENT
+# Who may come here: a trunk node, where this one is the next stage of its sessions.
+WELCOME: Final = (Party.CLIENT, Party.TRUNK)
 _NO_ENVELOPE: Final = Envelope(Kind.ERROR)
 
 
@@ -103,7 +103,7 @@ class DirectListener:
         try:
             frame = Frame.read([bytes(part) for part in parts])
             envelope = frame.envelope
-            who.must_be(WELCOME)
+            who.must_be(*WELCOME)
         except FedSeaError as error:
             self._refuse(peer, error, envelope)
             return

@@ -16,29 +16,22 @@ from fedsea_mq.errors import (
     ContextOverflow,
     InvalidPrompt,
     NotRunning,
-    RemoteError,
 )
 from fedsea_mq.log import get_logger
 from fedsea_mq.model.chat import Message, Tool, chat_tokens, check_chats
 from fedsea_mq.model.sampling import SamplingSettings
-from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import StatusReport
-from fedsea_mq.security.client_seals import ClientSeals
-from fedsea_mq.security.keyring import Keyring
-from fedsea_mq.serving.background import Background
 from fedsea_mq.serving.drafting import Drafting, DraftLength, Drafts, PromptLookup
 from fedsea_mq.settings import Settings, Speculation
-from fedsea_mq.transport.broker_links import BrokerLinks
-from fedsea_mq.transport.direct_links import DirectLinks
 from fedsea_mq.transport.link import MakeLink, PeerLink
-from fedsea_mq.transport.requests import Patience, Requests
 from fedsea_mq.transport.status import status_report
 from nodes.client.conversation import Conversation
 from nodes.client.draft_model import ModelDrafts
 from nodes.client.engine import ClientEngine, Loaded
 from nodes.client.generation import Generation, GenerationPlan, Token, decode
 from nodes.client.likelihood import check_continuations, log_likelihoods
-from nodes.client.session import ClientSession, Wires
+from nodes.client.session import ClientSession
+from nodes.session_wires import SessionWires, session_wires
 
 _log = get_logger(__name__)
 _GREEDY = SamplingSettings()
@@ -79,63 +72,23 @@ class ClientNode:
         self._engine = engine or ClientEngine(settings)
         self._entropy = entropy
         self._stack = AsyncExitStack()
-        self._wires: Wires | None = None
+        self._wires: SessionWires | None = None
         self._draft_length = DraftLength(settings.client.max_draft)
 
     async def __aenter__(self) -> Self:
-        seals = ClientSeals.of(self._settings.security)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._engine)
-            broker, client = self._settings.broker, self._settings.client
-            keyring = Keyring.load(self._settings.security)
-            links = await stack.enter_async_context(self._links(keyring))
-            patience = Patience(client.request_timeout_s, client.give_up_s)
-            requests = Requests(links.send, patience, broker.at, seals, links.unanswered)
-            direct = DirectLinks(
-                self._make_link,
-                requests,
-                wanted=client.direct,
-                max_part_bytes=broker.max_part_mb << 20,
-                keyring=keyring,
-            )
-            await stack.enter_async_context(direct)
-            background = await stack.enter_async_context(Background())
-            background.start(self._engine.batcher.watch(), "fedsea client compute")
-            self._wires = Wires(requests, direct, background, self._entropy)
+            wires = session_wires(self._settings, self._make_link, self._entropy)
+            self._wires = await stack.enter_async_context(wires)
+            self._wires.background.start(self._engine.batcher.watch(), "fedsea client compute")
             self._stack = stack.pop_all()
-        _log.info("client ready", noise_std=round(self.noise_std, 6), wire=client.wire_dtype.value)
+        wire = self._settings.client.wire_dtype.value
+        _log.info("client ready", noise_std=round(self.noise_std, 6), wire=wire)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.__aexit__(None, None, None)
         self._wires = None
-
-    def _links(self, keyring: Keyring) -> BrokerLinks:
-        broker = self._settings.broker
-
-        def connect(
-            endpoint: str,
-            on_frame: Callable[[Frame], None],
-            on_refused: Callable[[RemoteError], None],
-        ) -> PeerLink:
-            return self._make_link(
-                endpoint,
-                on_frame,
-                max_part_bytes=broker.max_part_mb << 20,
-                keys=keyring.to_broker(endpoint),
-                on_refused=on_refused,
-            )
-
-        silent_s = broker.timeout_ms / 1000
-        return BrokerLinks(broker.all_for_clients, connect, self._receive, self._refused, silent_s)
-
-    def _receive(self, frame: Frame) -> None:
-        if self._wires is not None:
-            self._wires.requests.receive(frame)
-
-    def _refused(self, error: RemoteError) -> None:
-        if self._wires is not None:
-            self._wires.requests.refuse(error)
 
     @property
     def model(self) -> Loaded:
@@ -233,7 +186,7 @@ class ClientNode:
         return ClientSession(self._engine, self._running, max_positions, self._named(adapter))
 
     @property
-    def _running(self) -> Wires:
+    def _running(self) -> SessionWires:
         if self._wires is None:
             raise NotRunning("the client node is not running")
         return self._wires

@@ -2,54 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-import secrets
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Final, Self, TypeVar
+from typing import Self, TypeVar
 
 import torch
 
-from fedsea_mq.errors import (
-    ContextOverflow,
-    InvalidPrompt,
-    MalformedFrame,
-    NotRunning,
-    PositionConflict,
-    PositionGap,
-    RemoteError,
-    SessionLost,
-    SessionUnknown,
-)
+from fedsea_mq.errors import ContextOverflow, InvalidPrompt, MalformedFrame
 from fedsea_mq.model.attention import Span
 from fedsea_mq.model.wire_states import decode_states, encode_states
-from fedsea_mq.protocol.envelope import SESSION_BYTES, Kind
-from fedsea_mq.protocol.frames import Frame
-from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Open, Result
+from fedsea_mq.protocol.envelope import SESSION_BYTES
+from fedsea_mq.protocol.messages import Open
 from fedsea_mq.protocol.positions import SentLog
-from fedsea_mq.serving.background import Background
 from fedsea_mq.serving.batcher import Work, joined
 from fedsea_mq.serving.scheduler import Owner
-from fedsea_mq.transport.direct_links import DirectLinks, DirectPath
-from fedsea_mq.transport.requests import Requests, Traffic
+from fedsea_mq.transport.requests import Traffic
 from nodes.client.engine import ClientEngine
+from nodes.remote_session import RemoteSession
+from nodes.session_wires import SessionWires
 
 T = TypeVar("T")
-_RECOVERIES: Final = 8
-# How long to wait for a frame in flight before asking again.
-_IN_FLIGHT_S: Final = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class Wires:
-    """How the sessions of a client node reach the broker and their trunk nodes."""
-
-    requests: Requests
-    direct: DirectLinks
-    background: Background
-    # Where session ids come from.
-    entropy: Callable[[int], bytes] = secrets.token_bytes
 
 
 class ClientSession:
@@ -61,30 +32,25 @@ class ClientSession:
     """
 
     def __init__(
-        self, engine: ClientEngine, wires: Wires, max_positions: int, adapter: str | None
+        self, engine: ClientEngine, wires: SessionWires, max_positions: int, adapter: str | None
     ) -> None:
         self._engine = engine
-        self._wires = wires
         self._max_positions = max_positions
         self._loaded = engine.loaded
         self._adapter = self._loaded.adapter(adapter)
         self._head_cache, self._tail_cache = engine.new_caches(max_positions)
         self._log = SentLog(self._loaded.spec.part_sizes(1))
         self._chain = self._loaded.noise.chain(self._adapter.head)
-        self._accept: Accept | None = None
-        self._path: DirectPath | None = None
-        self._id = b""
+        asked = Open(
+            fingerprint=self._loaded.fingerprint,
+            max_positions=max_positions,
+            dtype=self._loaded.spec.dtype,
+            adapter=self._adapter.trunk,
+        )
+        self._trunk = RemoteSession(wires, asked, self._loaded.spec, self._log.payload)
         # To the client's own batcher every session is as good as another.
         self._owner = Owner(client=b"", session=wires.entropy(SESSION_BYTES))
-        self._closed = False
-        self._renewing: asyncio.Task[None] | None = None
-        # Whether the trunk may hold positions beyond `cached`.
-        self._rewinds = False
-        # Whether no trunk holds it, or one that has yet to be brought up to date.
-        self._lost = False
         self.cached = 0
-        self.recoveries = 0
-        self.traffic = Traffic()
 
     def known(self, tokens: Sequence[int]) -> int:
         """How many of `tokens`, from the first position on, are cached already."""
@@ -93,69 +59,35 @@ class ClientSession:
     @property
     def node(self) -> str:
         """The trunk node that holds the session."""
-        return self._terms.node
+        return self._trunk.terms.node
 
     @property
     def frame_positions(self) -> int:
         """Positions that one frame may have."""
-        return self._terms.max_frame_positions
+        return self._trunk.terms.max_frame_positions
 
     @property
-    def _terms(self) -> Accept:
-        if self._accept is None or self._closed:
-            raise NotRunning("the session is not open")
-        return self._accept
+    def recoveries(self) -> int:
+        """How often its trunk node was lost, and replaced."""
+        return self._trunk.recoveries
+
+    @property
+    def traffic(self) -> Traffic:
+        """What the session has sent and received."""
+        return self._trunk.traffic
+
+    @traffic.setter
+    def traffic(self, counted: Traffic) -> None:
+        self._trunk.traffic = counted
 
     async def __aenter__(self) -> Self:
-        await self._open_anywhere()
-        self._renewing = self._wires.background.start(self._renew(), "fedsea lease")
+        await self._trunk.open()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         # Nothing is awaited here, so that a cancelled generation frees the trunk's KV at once.
-        self._closed = True
-        if self._renewing is not None:
-            self._renewing.cancel()
-        self._leave_path()
         self._engine.batcher.session_left(self._owner.session)
-        self._tell_closed()
-
-    def _leave_path(self) -> None:
-        if self._path is not None:
-            self._path.close()
-            self._path = None
-
-    def _tell_closed(self) -> None:
-        with suppress(NotRunning):  # then the lease frees it
-            self._wires.requests.close(self._id)
-
-    async def _open_anywhere(self) -> None:
-        """Open on the node that the broker names, and on another where that one is just gone."""
-        for _ in range(_RECOVERIES):
-            with suppress(SessionLost, SessionUnknown):
-                return await self._open()
-        raise SessionLost(f"the node of a session was gone {_RECOVERIES} times as it opened")
-
-    async def _open(self) -> None:
-        """Open under a new id, so that nothing of an older session can be mistaken for this one."""
-        self._leave_path()
-        self._wires.requests.forget(self._id)
-        self._id = self._wires.entropy(SESSION_BYTES)
-        asked = Open(
-            fingerprint=self._loaded.fingerprint,
-            max_positions=self._max_positions,
-            dtype=self._loaded.spec.dtype,
-            adapter=self._adapter.trunk,
-        )
-        try:
-            reply = await self._wires.requests.ask(
-                Kind.OPEN, asked, session=self._id, traffic=self.traffic
-            )
-            self._accept = reply.body(Accept)
-            self._path = await self._wires.direct.path(self._id, self._accept)
-        except BaseException:
-            self._tell_closed()
-            raise
+        self._trunk.close()
 
     async def advance(
         self, tokens: Sequence[int], read: Callable[[torch.Tensor], T], rows: int = 1
@@ -175,7 +107,7 @@ class ClientSession:
         the others: `cached` says how far it came, and the next call goes on from there.
         """
         self._check(tokens)
-        chunk = self._terms.max_frame_positions
+        chunk = self.frame_positions
         # The last frame is as long as may be: all rows that are read are of it.
         first = max(0, len(tokens) - chunk)
         for start in range(0, first, chunk):
@@ -198,11 +130,12 @@ class ClientSession:
     ) -> T:
         try:
             await self._run_head(tokens)
-            outputs = await self._run_trunk(len(tokens), self._returned(len(tokens), rows))
+            returned = self._returned(len(tokens), rows)
+            outputs = await self._trunk.extend(self.cached, len(tokens), returned)
             result = await self._run_tail(len(tokens), rows, outputs, read)
         except BaseException:
             # What was sent is cached there by now, or will be soon.
-            self._rewinds = True
+            self._trunk.rewinds = True
             raise
         self.cached += len(tokens)
         return result
@@ -229,73 +162,6 @@ class ClientSession:
     @property
     def _head_device(self) -> str:
         return self._loaded.head.run.kv_shape.device
-
-    async def _run_trunk(self, count: int, returned: int) -> list[bytes]:
-        for _ in range(_RECOVERIES):
-            try:
-                if self._lost:
-                    await self._recover()
-                return await self._send(self.cached, count, returned)
-            except (SessionLost, SessionUnknown, PositionGap):
-                # A gap: the node holds less than it has said. A session that it let go of was
-                # opened anew by a copy of OPEN that came late, and is empty.
-                self._lost = True
-        raise SessionLost(f"the session was lost {_RECOVERIES} times in one step")
-
-    async def _send(self, start: int, count: int, returned: int) -> list[bytes]:
-        """Send `count` logged positions in frames that the node takes; the last outputs of them."""
-        frame, end = self._terms.max_frame_positions, start + count
-        outputs: list[list[bytes]] = []
-        for at in range(start, end, frame):
-            after = min(at + frame, end)
-            wanted = min(after - at, max(0, after - (end - returned)))
-            outputs.append(await self._extend(at, after - at, wanted))
-        return [b"".join(parts) for parts in zip(*filter(None, outputs), strict=True)]
-
-    async def _extend(self, cached: int, count: int, returned: int) -> list[bytes]:
-        within_ms = round(1000 * self._wires.requests.give_up_s)
-        body = Extend(cached, count, returned, self._rewinds, within_ms)
-        reply = await self._ask(body)
-        if reply.envelope.kind is not Kind.RESULT:
-            raise MalformedFrame(f"a {reply.envelope.kind.name} frame in reply to an extend")
-        result = reply.body(Result)
-        if (result.cached, result.returned) != (cached + count, returned):
-            raise MalformedFrame(
-                f"result of {result.returned} outputs up to {result.cached}, "
-                f"expected {returned} up to {cached + count}"
-            )
-        self._loaded.spec.check(reply.payload, returned)
-        self._rewinds = False
-        return list(reply.payload)
-
-    async def _ask(self, body: Extend) -> Frame:
-        """The answer to an extend frame, which waits for one before it that was given up."""
-        loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + self._wires.requests.give_up_s
-        while True:
-            try:
-                return await self._wires.requests.ask(
-                    Kind.EXTEND,
-                    body,
-                    session=self._id,
-                    payload=self._log.payload(body.cached, body.count),
-                    traffic=self.traffic,
-                    direct=None if self._path is None else await self._path.settled(),
-                )
-            except PositionConflict:
-                # A frame that rewinds conflicts only with one that is still being computed.
-                if not body.rewinds or loop.time() > give_up_at:
-                    raise
-            await asyncio.sleep(_IN_FLIGHT_S)
-
-    async def _recover(self) -> None:
-        """Take the session to a node that is alive, by replaying the bytes already sent."""
-        self.recoveries += 1
-        self._tell_closed()
-        await self._open()
-        self._rewinds = False
-        await self._send(0, self.cached, 0)
-        self._lost = False
 
     async def _run_tail(
         self,
@@ -325,17 +191,7 @@ class ClientSession:
     def roll_back(self, cached: int) -> None:
         """Forget every position from `cached` on; the trunk does so with the next advance."""
         if cached < self.cached:
-            self.cached, self._rewinds = cached, True
-
-    async def _renew(self) -> None:
-        """Keep the lease of a session that nobody advances for a while."""
-        while True:
-            await asyncio.sleep(self._terms.lease_ms / 3000)
-            if self._path is not None:
-                self._path.try_again()
-            # By the broker, which so knows of a session whose states do not pass it.
-            with suppress(RemoteError):  # a lost session comes back when it is next advanced
-                await self._wires.requests.ask(Kind.RENEW, Nothing(), session=self._id)
+            self.cached, self._trunk.rewinds = cached, True
 
 
 def check_tokens(tokens: Sequence[int], vocab: int) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Final, Self
 
 import torch
 
@@ -15,15 +15,19 @@ from fedsea_mq.model.attention import Span
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.held_adapters import hold_adapters, open_adapters
 from fedsea_mq.model.numerics import Numerics
-from fedsea_mq.model.partition import Cut
+from fedsea_mq.model.partition import Cut, Part, trunk_blocks
 from fedsea_mq.model.parts import BlockRun, load_trunk, split_spans
 from fedsea_mq.protocol.adapter_ref import AdapterRef
+from fedsea_mq.protocol.stage import Stage
 from fedsea_mq.serving.batcher import Batcher
 from fedsea_mq.serving.compute_thread import compute_thread
 from fedsea_mq.serving.scheduler import StepLimits
 from fedsea_mq.settings import Settings
 from fedsea_mq.training.trunk_compute import TrunkCompute
 from nodes.trunk.training import check_trainable, trunk_compute
+
+# Of what states are sent in.
+_WIDEST_ELEMENT_BYTES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,22 @@ class Offer:
     hidden: int
     max_positions: int
     adapters: Sequence[AdapterRef]
+    stage: Stage | None = None
+
+    @property
+    def next_block(self) -> int | None:
+        """The block that sessions go on at, at another node; None if this one ends the trunk."""
+        return None if self.stage is None or self.stage.is_last else self.stage.stop
+
+    @property
+    def depth(self) -> int:
+        """Steps of a round that are to be under way in the chain; 1 if there is none."""
+        return 1 if self.stage is None else self.stage.depth
+
+    @property
+    def kept_bytes_per_position(self) -> int:
+        """What is kept of a position to bring another next stage up to date, at most."""
+        return 0 if self.next_block is None else _WIDEST_ELEMENT_BYTES * self.hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +89,7 @@ class TrunkEngine:
                 StepLimits(trunk.step_positions),
                 max_wait_s=trunk.max_wait_ms / 1000,
                 patience_s=trunk.step_timeout_s,
+                depth=self._loaded.offer.depth,
             )
             self.batcher = await stack.enter_async_context(batcher)
             self._stack = stack.pop_all()
@@ -104,22 +125,29 @@ def load(settings: Settings) -> Loaded:
         check_trainable(settings)
     cut = Cut(model.head_blocks, model.tail_blocks)
     checkpoint = Checkpoint.open(model.path)
-    run = load_trunk(checkpoint, cut, replace(Numerics.of(model), trains=trains))
+    whole = cut.blocks(Part.TRUNK, checkpoint.blocks)
+    own = trunk_blocks(cut, checkpoint.blocks, settings.trunk.blocks)
+    run = load_trunk(checkpoint, cut, replace(Numerics.of(model), trains=trains), own)
     offer = Offer(
         checkpoint.fingerprint(cut),
         cut,
         checkpoint.hidden,
         checkpoint.max_positions,
-        _adapters(run, settings, checkpoint.blocks),
+        _adapters(run, settings, whole, checkpoint.blocks),
+        Stage(own.start, own.stop, whole.start, whole.stop),
     )
     compute = trunk_compute(run, settings, checkpoint) if trains else None
     return Loaded(run, offer, compute)
 
 
-def _adapters(run: BlockRun, settings: Settings, total: int) -> Sequence[AdapterRef]:
-    """Put the settings' adapters into the blocks. Raises `AdapterError`."""
+def _adapters(run: BlockRun, settings: Settings, trunk: range, total: int) -> Sequence[AdapterRef]:
+    """Put the settings' adapters into the blocks, of a trunk of these. Raises `AdapterError`.
+
+    One that is for other stages' blocks alone is held all the same: its sessions come by here.
+    """
     opened = open_adapters(settings.trunk.adapters, total)
-    for name, found in hold_adapters(run, opened).items():
-        if not found:
+    for name, one in opened.items():
+        if one.of.blocks.isdisjoint(trunk):
             raise AdapterError(f"trunk.adapters.{name}: nothing for any of the trunk's blocks")
+    hold_adapters(run, opened)
     return [AdapterRef(name, one.of.digest) for name, one in opened.items()]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -37,10 +37,13 @@ from fedsea_mq.serving.trunk_sessions import (
     TrunkTerms,
 )
 from fedsea_mq.settings import Settings
+from fedsea_mq.transport.link import PeerLink
 from fedsea_mq.transport.loop_socket import Context
 from nodes.membership import Membership
+from nodes.session_wires import session_wires
 from nodes.trunk.engine import Loaded, Offer, TrunkEngine
 from nodes.trunk.meter import Meter
+from nodes.trunk.next_stage import NextStage
 from nodes.trunk.training import TrunkTraining, training_terms
 from nodes.trunk.wires import Wires
 
@@ -79,6 +82,7 @@ class TrunkNode:
         async with AsyncExitStack() as stack:
             engine = await stack.enter_async_context(self._engine)
             loaded, batcher = engine.loaded, engine.batcher
+            next_stage = await stack.enter_async_context(self._next_stage(loaded.offer))
             wires = Wires(self._settings, self._receive, self._broker_of, seals, self._context)
             await stack.enter_async_context(wires)
             background = await stack.enter_async_context(Background())
@@ -96,6 +100,7 @@ class TrunkNode:
                 memberships,
                 {broker: Meter(batcher.stats, _now()) for broker in wires.brokers},
                 self._training(loaded, batcher, wires),
+                next_stage,
             )
             for membership in memberships.values():
                 background.start(membership.run(), f"{self.name} membership")
@@ -176,6 +181,22 @@ class TrunkNode:
         terms = training_terms(self._settings, self.name, offer.fingerprint, offer.hidden)
         return TrunkTraining(terms, loaded.training, batcher, wires.send)
 
+    @asynccontextmanager
+    async def _next_stage(self, offer: Offer) -> AsyncIterator[NextStage | None]:
+        """Who has the blocks after this node's, if it is not the trunk's end."""
+        if offer.next_block is None:
+            yield None
+            return
+        async with session_wires(self._settings, partial(PeerLink, context=self._context)) as wires:
+            adapters = {ref.name: ref for ref in offer.adapters}
+            next_stage = NextStage(
+                wires, offer.fingerprint, offer.next_block, adapters, self._answer
+            )
+            try:
+                yield next_stage
+            finally:
+                next_stage.end_all()
+
     def _membership(self, wires: Wires, broker: bytes) -> Membership:
         return Membership(
             partial(wires.send, to=broker),
@@ -196,7 +217,8 @@ class TrunkNode:
 
     def _terms(self, loaded: Loaded, wires: Wires) -> TrunkTerms:
         trunk, offer = self._settings.trunk, loaded.offer
-        positions = (trunk.kv_memory_mb << 20) // loaded.run.kv_shape.bytes_per_position
+        each = loaded.run.kv_shape.bytes_per_position + offer.kept_bytes_per_position
+        positions = (trunk.kv_memory_mb << 20) // each
         return TrunkTerms(
             node=self.name,
             fingerprint=offer.fingerprint,
@@ -209,6 +231,7 @@ class TrunkNode:
             direct=wires.direct,
             direct_key=wires.direct_key,
             adapters=offer.adapters,
+            entry=None if offer.stage is None else offer.stage.entry,
         )
 
     def _receive(self, frame: Frame, origin: bytes, who: Identity) -> None:
@@ -235,29 +258,43 @@ class TrunkNode:
                 case Release(session):
                     self._caches.pop(session, None)
                     self._running.batcher.session_left(session)
+                    if self._running.next_stage is not None:
+                        self._running.next_stage.end(session)
                     if not len(self._running.sessions):
                         self._empty.set()
 
     def _compute(self, work: Compute) -> None:
-        step = self._step(work)
-        step.settle = partial(self._computed, work)
+        step, next_stage = self._step(work), self._running.next_stage
+        if next_stage is not None:
+            next_stage.expect(work)
+        step.settle = partial(self._computed, work, step.deadline)
         try:
             self._running.batcher.submit(step)
         except FedSeaError as error:
-            self._computed(work, error)
+            self._computed(work, step.deadline, error)
 
-    def _computed(self, work: Compute, outcome: list[bytes] | Exception) -> None:
-        parts = self._running
+    def _computed(self, work: Compute, deadline: float, outcome: list[bytes] | Exception) -> None:
+        next_stage = self._running.next_stage
         if isinstance(outcome, NotRunning):
             return
         if isinstance(outcome, DeadlineExceeded):
-            self._act(parts.sessions.failed(work, outcome))
+            self._answer(work, outcome)
         elif isinstance(outcome, Exception):
             reason = type(outcome).__name__  # one session's fault; the class says enough
             _log.error("step failed", node=self.name, error=reason)
-            self._act(parts.sessions.failed(work, StepFailed(f"compute failed: {reason}")))
+            self._answer(work, StepFailed(f"compute failed: {reason}"))
+        elif next_stage is not None:
+            next_stage.forward(work, outcome, deadline)
         else:
-            self._act(parts.sessions.computed(work, outcome))
+            self._answer(work, outcome)
+
+    def _answer(self, work: Compute, outcome: list[bytes] | FedSeaError) -> None:
+        """Give the session the trunk's outputs, or tell why there are none."""
+        sessions = self._running.sessions
+        if isinstance(outcome, FedSeaError):
+            self._act(sessions.failed(work, outcome))
+        else:
+            self._act(sessions.computed(work, outcome))
 
     def _step(self, work: Compute) -> Work[list[bytes]]:
         run, body = self._running.run, work.body
@@ -266,6 +303,8 @@ class TrunkNode:
         if cache is None:
             cache = self._caches[session] = run.new_cache(work.positions.max_positions)
         dtype, device = run.dtype, run.kv_shape.device
+        # The next stage is to cache them all.
+        returned = body.returned if self._running.next_stage is None else body.count
 
         def inputs() -> torch.Tensor:
             return decode_states(work.payload, body.count, work.spec, dtype).to(device)
@@ -275,7 +314,7 @@ class TrunkNode:
             self._running.forward,
             Span(cache, body.cached, body.count, adapter=work.adapter),
             inputs,
-            partial(_encode_last, returned=body.returned, dtype=work.spec.dtype),
+            partial(_encode_last, returned=returned, dtype=work.spec.dtype),
             math.inf if body.within_ms is None else _now() + body.within_ms / 1000,
         )
 
@@ -304,6 +343,7 @@ class TrunkNode:
             owners=[*parts.sessions.owners, *parts.training_owners],
             run=self._settings.training.run,
             adapters=list(parts.offer.adapters),
+            stage=parts.offer.stage,
         )
 
     def _load_now(self, broker: bytes) -> Load:
@@ -340,6 +380,8 @@ class _Parts:
     # For each of them its own: what one was told, the other was not.
     meters: Mapping[bytes, Meter]
     training: TrunkTraining | None
+    # Where sessions go on, if this node is a stage and not the last.
+    next_stage: NextStage | None
 
     @property
     def training_sessions(self) -> list[bytes]:

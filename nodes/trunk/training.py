@@ -33,12 +33,15 @@ _OF_ANY_SESSION: Final = frozenset({Kind.RENEW, Kind.CLOSE})
 
 
 def check_trainable(settings: Settings) -> None:
-    """Refuse numbers in which one copy of the weights cannot both serve and train.
+    """Refuse what cannot both serve and train.
 
     Raises:
-        ConfigError: weights that are not fp32; `training.dtype` may be bf16 all the same.
+        ConfigError: weights that are not fp32, as there is one copy of them; `training.dtype` may
+            be bf16 all the same. Or a stage: gradients do not go from one to another.
     """
     model = settings.model
+    if settings.trunk.blocks is not None:
+        raise ConfigError("a node that trains has the whole trunk: set trunk.blocks to null")
     if model.weights == "int8" or model.dtype != "fp32":
         raise ConfigError(
             f"a trunk that trains has model.dtype fp32 and model.weights auto, "

@@ -71,7 +71,7 @@ class Wires:
                 max_part_bytes=max_part_bytes,
                 max_queued=broker.max_queued_frames,
                 max_connections=settings.trunk.max_sessions,
-                keys=self._keyring.door(direct, WELCOME),
+                keys=self._keyring.door(direct, *WELCOME),
                 context=context,
             )
         self._stack = AsyncExitStack()

@@ -208,7 +208,7 @@ async def test_who_knows_a_session_s_id_and_reaches_its_node_does_it_no_harm(
             body = Extend(cached=3, count=1, returned=1)
             asks = {Kind.CLOSE: Nothing(), Kind.RENEW: Nothing(), Kind.EXTEND: body}
             for kind, asked in asks.items():
-                link.send(Frame.build(kind, asked, session=session._id, seq=9).parts())
+                link.send(Frame.build(kind, asked, session=session._trunk.id, seq=9).parts())
             await until(lambda: len(said) == 3)
         # The first is refused by the session's rules, so what they say is for its client.
         assert is_sealed(said[0].packed_body)

@@ -110,12 +110,12 @@ async def test_a_session_that_its_node_holds_empty_is_brought_up_to_date(tiny_ll
         # It was let go of, and a late copy of OPEN opened it again under its id.
         (node,) = system.trunks
         now = asyncio.get_running_loop().time()
-        over = Frame.build(Kind.CLOSE, Nothing(), session=session._id)
+        over = Frame.build(Kind.CLOSE, Nothing(), session=session._trunk.id)
         node._act(node._running.sessions.receive(over, now))
         opening = Open(
             fingerprint=system.client.model.fingerprint, max_positions=MOST, dtype=WireDtype.FP32
         )
-        again = Frame.build(Kind.OPEN, opening, session=session._id)
+        again = Frame.build(Kind.OPEN, opening, session=session._trunk.id)
         node._act(node._running.sessions.receive(again, now))
         came = await session.advance(TOKENS[100:], as_they_are)
         assert session.recoveries == 1

@@ -19,11 +19,12 @@ from broker.routes import Routes
 from broker.state import BrokerState
 from broker.waiting import Line
 from fedsea_mq.cli.chaos.simulated import simulate
-from fedsea_mq.protocol.positions import SentLog, TrunkPositions
+from fedsea_mq.protocol.positions import StatesLog, TrunkPositions
 from fedsea_mq.serving import trunk_sessions
 from fedsea_mq.serving.trunk_sessions import TrunkSessions
 from fedsea_mq.transport.requests import Requests
 from nodes.client.session import ClientSession
+from nodes.remote_session import RemoteSession
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ QUICK = (
     ),
     Mutation(
         "the log keeps what was rolled back",
-        SentLog,
+        StatesLog,
         "record",
         "del column[keep * size :]",
         "pass",
@@ -143,15 +144,15 @@ QUICK = (
         "a roll-back is not told to the trunk",
         ClientSession,
         "roll_back",
-        "self.cached, self._rewinds = cached, True",
+        "self.cached, self._trunk.rewinds = cached, True",
         "self.cached = cached",
     ),
     Mutation(
         "a recovered session lacks its last position",
-        ClientSession,
+        RemoteSession,
         "_recover",
-        "await self._send(0, self.cached, 0)",
-        "await self._send(0, max(1, self.cached - 1), 0)",
+        "await self._send(0, cached, 0)",
+        "await self._send(0, max(1, cached - 1), 0)",
     ),
     Mutation(
         "silent nodes are never let go of",
@@ -179,7 +180,7 @@ RARE = (
     ),
     Mutation(
         "an idle session renews its lease once",
-        ClientSession,
+        RemoteSession,
         "_renew",
         "while True",
         "for _ in range(1)",
@@ -188,27 +189,27 @@ RARE = (
         "a cancelled advance is forgotten",
         ClientSession,
         "_advance_chunk",
-        "self._rewinds = True",
+        "self._trunk.rewinds = True",
         "pass",
     ),
     Mutation(
         "a client leaves without a word",
-        ClientSession,
+        RemoteSession,
         "_tell_closed",
-        "self._wires.requests.close(self._id)",
+        "self._wires.requests.close(self.id)",
         "pass",
     ),
     Mutation(
         "a session that cannot be opened where it was sent is given up",
-        ClientSession,
+        RemoteSession,
         "_open_anywhere",
         "suppress(SessionLost, SessionUnknown)",
         "suppress()",
     ),
     Mutation(
         "an empty session is not recovered",
-        ClientSession,
-        "_run_trunk",
+        RemoteSession,
+        "extend",
         ", PositionGap)",
         ")",
     ),

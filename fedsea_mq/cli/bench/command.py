@@ -112,6 +112,25 @@ def gateway(
         print_report(report, "gateway")
 
 
+@bench.command()
+def chain(
+    repeats: Annotated[int, typer.Option(min=1, help="Paired repeats; medians count.")] = 3,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure a trunk in two stages: how busy they are, and what they cost against one node.
+
+    Wants the machine for itself, and a core for each stage beside those for broker and clients.
+    """
+    from fedsea_mq.cli.bench.chain import CHAIN
+    from fedsea_mq.cli.bench.serving import run
+
+    report = asyncio.run(run([CHAIN], repeats))
+    if as_json:
+        print_json(report)
+    else:
+        print_report(report, "chain")
+
+
 def print_report(report: dict[str, Any], title: str) -> None:
     """Each ratio with its repeats, then what it is over what, then what disturbed it."""
     ratios, machine = report["ratios"], report["machine"]

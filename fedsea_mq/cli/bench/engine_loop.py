@@ -15,16 +15,17 @@ from fedsea_mq.model.decode_attention import DecodeRows, decode_attention
 from fedsea_mq.model.kv_cache import KVCache
 from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.model.packed_linear import PackedLinear
-from fedsea_mq.model.partition import Cut
+from fedsea_mq.model.partition import Cut, trunk_blocks
 from fedsea_mq.model.parts import BlockRun, load_trunk
 from fedsea_mq.settings import Settings
 
 
 def load_run(settings: Settings) -> BlockRun:
-    """The trunk of the settings."""
+    """The trunk of the settings, or the stage of it."""
     model = settings.model
-    cut = Cut(model.head_blocks, model.tail_blocks)
-    return load_trunk(Checkpoint.open(model.path), cut, Numerics.of(model))
+    cut, checkpoint = Cut(model.head_blocks, model.tail_blocks), Checkpoint.open(model.path)
+    own = trunk_blocks(cut, checkpoint.blocks, settings.trunk.blocks)
+    return load_trunk(checkpoint, cut, Numerics.of(model), own)
 
 
 def filled_caches(run: BlockRun, batch: int, context: int, room: int) -> list[KVCache]:

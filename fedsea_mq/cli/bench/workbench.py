@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from fedsea_mq.cli.bench.model_b import CUT
@@ -52,6 +53,10 @@ class Workbench:
         """The same with other keys of the settings' `model`."""
         return Workbench(self.settings.replace(model=keys), self.folder)
 
+    def trunk(self, **keys: Any) -> Workbench:
+        """The same with other keys of the settings' `trunk`."""
+        return Workbench(self.settings.replace(trunk=keys), self.folder)
+
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[Alone]:
         """A process to measure in, without any system."""
@@ -72,8 +77,8 @@ class Workbench:
 
     @asynccontextmanager
     async def system(self, **trunk: Any) -> AsyncIterator[System]:
-        """A broker and a trunk node as processes."""
-        async with LocalSystem(self.settings.replace(trunk=trunk)) as local:
+        """A broker and a trunk node, or a chain of them, as processes."""
+        async with LocalSystem(self.trunk(**trunk).settings) as local:
             yield System(local)
 
 
@@ -157,6 +162,14 @@ class Served:
         """The mean of a `Sample` field while all sessions decode."""
         values = [float(getattr(sample, field)) for sample in self._full]
         return sum(values) / len(values) if values else float("nan")
+
+    def busy_of(self) -> dict[str, float]:
+        """Each node's mean share of the time in which it computed, while all sessions decode."""
+        nodes = {name for sample in self._full for name in sample.busy_of}
+        return {
+            name: mean(sample.busy_of.get(name, 0.0) for sample in self._full)
+            for name in sorted(nodes)
+        }
 
     @property
     def _full(self) -> list[Sample]:

@@ -20,6 +20,7 @@ from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Nothing, Open, Register
 from fedsea_mq.protocol.payload import WireDtype
+from fedsea_mq.protocol.stage import Onward, Stage
 from fedsea_mq.protocol.training_messages import Enlist
 from fedsea_mq.security.identity import Identity, Party
 from tests.unit.broker.placing import (
@@ -31,6 +32,7 @@ from tests.unit.broker.placing import (
     accept,
     closes,
     load,
+    offer,
     read,
     refused,
     result,
@@ -281,3 +283,47 @@ class TestRevocation:
         assert (told.side, told.peer) == (Side.CLIENTS, HERE)
         assert read(told).envelope.kind is Kind.CLOSE
         refused(keyed.node(Identity(RACK.id, frozenset()), result(S1))[0], NotTrusted)
+
+
+class TestStages:
+    """`RACK` has the first blocks and a session of Anna's, `OTHER_RACK` the others."""
+
+    @pytest.fixture
+    def chain(self) -> Keyed:
+        keyed = Keyed()
+        for who, peer, stage in ((RACK, b"node", (1, 3)), (OTHER_RACK, b"other", (3, 5))):
+            body = offer("n", stage=Stage(*stage, 1, 5))
+            keyed.node(who, Frame.build(Kind.REGISTER, body), peer)
+        keyed.opened(ANNA)
+        return keyed
+
+    @staticmethod
+    def onward(session: bytes) -> Frame:
+        asked = Open(LLAMA, 10, WireDtype.FP16, onward=Onward(3, session))
+        return Frame.build(Kind.OPEN, asked, session=S2)
+
+    def test_its_node_alone_takes_a_session_on(self, chain: Keyed) -> None:
+        for who, error in (
+            (OTHER_RACK, SessionNotYours),
+            (ANNA, NotTrusted),
+            (CLINIC, NotTrusted),
+            (AGGREGATOR, NotTrusted),
+        ):
+            refused(chain.client(who, self.onward(S1))[0], error)
+        (sent,) = chain.client(RACK, self.onward(S1))
+        assert (sent.side, sent.peer) == (Side.NODES, b"other")
+        asked = read(sent).body(Open)
+        assert (asked.client, asked.served) == (RACK.id, ANNA.id)
+
+    def test_what_it_goes_on_in_is_the_nodes_and_nobody_elses(self, chain: Keyed) -> None:
+        chain.client(RACK, self.onward(S1), THERE)
+        chain.node(OTHER_RACK, accept(S2), b"other")
+        for who in (ANNA, OTHER_RACK):
+            refused(chain.client(who, extend(S2))[0], SessionNotYours)
+        assert chain.client(RACK, extend(S2), THERE)[0].peer == b"other"
+
+    def test_a_node_opens_nothing_else(self, chain: Keyed) -> None:
+        refused(chain.open(RACK, S2)[0], NotTrusted)
+        refused(chain.enlist(RACK, "silo-1", S2)[0], NotTrusted)
+        refused(chain.enlist(RACK, None, S2)[0], NotTrusted)
+        refused(chain.client(RACK, extend())[0], SessionNotYours)

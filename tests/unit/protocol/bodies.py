@@ -10,6 +10,7 @@ from fedsea_mq.protocol import training_messages as t
 from fedsea_mq.protocol.adapter_ref import MAX_ADAPTERS, AdapterRef
 from fedsea_mq.protocol.bounded import MAX_POSITIONS, Role
 from fedsea_mq.protocol.payload import WireDtype
+from fedsea_mq.protocol.stage import Onward, Stage
 
 FINGERPRINT = "0123456789abcdef" * 4
 ATTEMPT = bytes(range(16))
@@ -40,6 +41,7 @@ BODIES: list[Any] = [
         urgency=2,
         adapter=ADAPTER,
         seal=KEY,
+        onward=Onward(3, bytes(16), b"peer"),
     ),
     m.SealedAccept(ephemeral=KEY, node_key=KEY, signature=bytes(64), terms=bytes(200)),
     m.Accept(
@@ -57,6 +59,7 @@ BODIES: list[Any] = [
         name="n", fingerprint=FINGERPRINT, head_blocks=0, tail_blocks=1024, hidden=64, load=LOAD,
         sessions=[bytes(16), b"\xff" * 16], role=Role.AGGREGATOR, run="silos",
         adapters=[ADAPTER, AdapterRef("other", FINGERPRINT)], owners=[b"a" * 16, b""],
+        stage=Stage(1, 3, 1, 7),
     ),
     m.Registered(heartbeat_ms=1000, timeout_ms=5000),
     m.StatusReport(
@@ -116,6 +119,17 @@ _NO_REF = [
     *({**_REF, "name": name} for name in _NO_NAME), *({**_REF, "digest": d} for d in _NO_DIGEST),
 ]  # fmt: skip
 _MANY_REFS = [{**_REF, "name": f"a{number}"} for number in range(MAX_ADAPTERS + 1)]
+
+_STAGE = {"first": 1, "stop": 3, "begin": 1, "end": 7}
+_NO_STAGE = [
+    *_NO_MAP, {"first": 1, "stop": 3}, *({**_STAGE, "first": one} for one in _NO_BLOCKS),
+    {**_STAGE, "stop": 1}, {**_STAGE, "first": 0}, {**_STAGE, "end": 2}, {**_STAGE, "begin": 2},
+    {**_STAGE, SECRET: 1},
+]  # fmt: skip
+_NO_ONWARD = [
+    *_NO_MAP, {"first": None}, {"first": 1025}, {"first": 3, "session": b"short"},
+    {"first": 3, "session": SECRET}, {"first": 3, "client": SECRET}, {"first": 3, SECRET: 1},
+]  # fmt: skip
 
 WRONG: dict[str, list[Any]] = {
     "fingerprint": _NO_DIGEST,
@@ -189,6 +203,8 @@ WRONG: dict[str, list[Any]] = {
     "duty": ["rest", "TRAIN", "", 1, None, SECRET],
     "fate": ["lost", "COUNTED", "", 1, None, SECRET],
     "again_ms": [*_NO_MS, 0, 9],
+    "stage": [stage for stage in _NO_STAGE if stage is not None],
+    "onward": [onward for onward in _NO_ONWARD if onward is not None],
     "adapter": [ref for ref in _NO_REF if ref is not None],
     "adapters": [None, 5, SECRET, {}, [_REF, _REF], _MANY_REFS, *([ref] for ref in _NO_REF)],
 }
