@@ -217,6 +217,25 @@ class TrunkSettings(Section):
     adapters: Adapters = Field(
         default_factory=dict, description="LoRA adapters that sessions may use, by name: folders"
     )
+    tensor_parallel: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="ranks: processes that compute each block together, each with its share"
+    )
+    rank: Annotated[int, Field(ge=0, le=63)] = Field(
+        0, description="of this process; 0 is the node, the others do as it says"
+    )
+    rendezvous: Annotated[str, AfterValidator(reachable)] | None = Field(
+        None,
+        description="`tcp://ADDRESS:PORT` of rank 0, where ranks on several machines meet, in the "
+        "clear; null to have rank 0 start the others on its own",
+    )
+
+    @model_validator(mode="after")
+    def _ranks_that_can_meet(self) -> Self:
+        if self.rank >= self.tensor_parallel:
+            raise ValueError("trunk.rank counts from 0, so it is less than trunk.tensor_parallel")
+        if self.rank and self.rendezvous is None:
+            raise ValueError("trunk.rank above 0 needs the trunk.rendezvous with rank 0")
+        return self
 
 
 class Speculation(StrEnum):

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from fedsea_mq.errors import CheckpointError, IllegalCut, UnsupportedModel
 from fedsea_mq.model.partition import EMBEDDING, LM_HEAD, Cut, Part, part_of
 from fedsea_mq.model.safetensors_file import StoredTensor, stored_tensors
+from fedsea_mq.model.tensor_shard import WHOLE, TensorShard
 
 EMBEDDED: Final = "embedded"
 EMBEDDED_DRAFT: Final = "embedded-draft"
@@ -156,24 +157,31 @@ class Checkpoint:
         """Stored bytes of these tensors."""
         return sum(self.tensors[name].nbytes for name in names)
 
-    def load(self, names: list[str], dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
-        """Read these tensors, and only these, in the compute dtype.
+    def load(
+        self, names: list[str], dtype: torch.dtype, device: str, shard: TensorShard = WHOLE
+    ) -> dict[str, torch.Tensor]:
+        """Read this share of these tensors, and nothing else, in the compute dtype.
 
         Raises:
             CheckpointError: a tensor is missing, damaged, or differs from the shard's manifest.
+            UnevenShards: a tensor cannot be cut for so many ranks.
         """
         missing = [name for name in names if name not in self.tensors]
         if missing:
             raise CheckpointError(
                 f"{self.folders[0]}: {len(missing)} tensors missing, first {missing[0]}"
             )
-        return {name: self._read(self.tensors[name], dtype, device) for name in names}
+        return {name: self._read(self.tensors[name], dtype, device, shard) for name in names}
 
-    def _read(self, stored: StoredTensor, dtype: torch.dtype, device: str) -> torch.Tensor:
+    def _read(
+        self, stored: StoredTensor, dtype: torch.dtype, device: str, shard: TensorShard
+    ) -> torch.Tensor:
         if self.manifest is not None and stored.digest() != self._expected_digest(stored.name):
             raise CheckpointError(f"{stored.file}: tensor {stored.name} is not the one sharded")
+        part = None if shard == WHOLE else shard.part(stored.name, stored.shape)
         # A copy, so that no view keeps the mapped file alive.
-        return stored.read().to(device, dtype, copy=True)
+        tensor = stored.read(part).to(device, dtype, copy=True)
+        return tensor.zero_() if shard.leaves_out(stored.name) else tensor
 
     def _expected_digest(self, name: str) -> str | None:
         # A tied model's tail shard carries the embedding under lm_head's name.

@@ -24,7 +24,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 
 import torch
 
-from fedsea_mq.errors import Busy, DeadlineExceeded, NotRunning
+from fedsea_mq.errors import Busy, DeadlineExceeded, NotRunning, RankLost
 from fedsea_mq.model.attention import Span
 from fedsea_mq.serving.arrivals import Arrivals
 from fedsea_mq.serving.scheduler import Owner, Scheduler, Share, StepLimits
@@ -377,6 +377,8 @@ def _slice(work: SlicedWork[Any]) -> tuple[bool, Any]:
         next(work.slices)
     except StopIteration as done:
         return True, done.value
+    except RankLost:
+        raise  # nobody's work can be computed any more
     except Exception as error:  # noqa: BLE001 - handed to whose work it was
         return True, error
     return False, None
@@ -446,5 +448,7 @@ def _attempt(call: Callable[..., Any], *arguments: Any) -> Any:
         return call(*arguments)
     except StopIteration as error:
         return RuntimeError(f"a callback raised {error!r}")  # no future takes it as it is
+    except RankLost:
+        raise  # nobody's work can be computed any more
     except Exception as error:  # noqa: BLE001 - handed to the session whose work it was
         return error

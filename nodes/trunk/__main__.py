@@ -38,6 +38,7 @@ async def serve(settings: Settings) -> None:
             direct=node.direct,
             baseline_rss=baseline,
             tensor_bytes=node.tensor_bytes,
+            rank_tensor_bytes=list(node.rank_tensor_bytes),
         )
         await stop_asked()
         await node.drain()

@@ -36,8 +36,11 @@ def check_trainable(settings: Settings) -> None:
     """Refuse numbers in which one copy of the weights cannot both serve and train.
 
     Raises:
-        ConfigError: weights that are not fp32; `training.dtype` may be bf16 all the same.
+        ConfigError: weights that are not fp32; `training.dtype` may be bf16 all the same. Or
+            several ranks, of which none could compute a gradient by itself.
     """
+    if settings.trunk.tensor_parallel > 1:
+        raise ConfigError("a trunk that trains has trunk.tensor_parallel 1")
     model = settings.model
     if model.weights == "int8" or model.dtype != "fp32":
         raise ConfigError(
