@@ -158,6 +158,8 @@ class Batcher:
             self._changed.notify()
         if not self.is_stuck:
             await self._thread_ends()
+            assert self._thread_done is not None
+            self._thread_done.exception()  # seen: what ended the thread is for `watch` to raise
 
     @property
     def is_stuck(self) -> bool:
