@@ -160,9 +160,15 @@ def test_two_ranks_do_not_train() -> None:
 
 
 @pytest.mark.parametrize(
-    "overrides", [["trunk.rank=1"], [TWO, "trunk.rank=1"], [TWO, "trunk.rank=2"]]
+    "overrides",
+    [
+        ["trunk.rank=1"],
+        [TWO, "trunk.rank=1"],
+        [TWO, "trunk.rank=2", "trunk.rendezvous=tcp://127.0.0.1:9"],
+        [TWO, "trunk.rendezvous=tcp://192.0.2.21:7720"],
+    ],
 )
-def test_a_rank_without_a_place_is_no_setting(overrides: list[str]) -> None:
+def test_ranks_that_cannot_meet_or_only_in_the_open_are_refused(overrides: list[str]) -> None:
     with pytest.raises(ConfigError):
         Settings.load(None, overrides)
 
