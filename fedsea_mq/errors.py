@@ -37,6 +37,10 @@ class IllegalCut(LocalError):
     """The two cut points leave no trunk, or ask for more blocks than the model has."""
 
 
+class UnevenShards(LocalError):
+    """The model's heads or features cannot be dealt out evenly to the ranks of a trunk node."""
+
+
 class UnsupportedModel(LocalError):
     """The checkpoint is not of a family whose split result is known to equal the unsplit model."""
 
@@ -75,6 +79,14 @@ class NotRunning(LocalError):
 
 class StepStuck(LocalError):
     """The compute thread does not come back from a step; its node cannot go on."""
+
+
+class RankMismatch(LocalError):
+    """The ranks of a trunk node do not hold the same model, or two of them claim one place."""
+
+
+class RankLost(LocalError):
+    """A rank of a trunk node is gone, or does not answer; no step can be computed any more."""
 
 
 class NotReady(LocalError):

@@ -28,6 +28,7 @@ from fedsea_mq.protocol.endpoint import reachable
 from fedsea_mq.protocol.payload import WireDtype
 from fedsea_mq.run_settings import FederationSection, LoraSection, TrainingSection, agreed
 from fedsea_mq.section import Seconds, Section
+from fedsea_mq.security.keyring import is_local
 from fedsea_mq.security.settings import SecuritySection
 
 Milliseconds = Annotated[int, Field(ge=10, le=86_400_000)]
@@ -232,6 +233,36 @@ class TrunkSettings(Section):
     adapters: Adapters = Field(
         default_factory=dict, description="LoRA adapters that sessions may use, by name: folders"
     )
+    tensor_parallel: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="ranks: processes that compute each block together, each with its share"
+    )
+    rank: Annotated[int, Field(ge=0, le=63)] = Field(
+        0, description="of this process; 0 is the node, the others do as it says"
+    )
+    rendezvous: Annotated[str, AfterValidator(reachable)] | None = Field(
+        None,
+        description="`tcp://ADDRESS:PORT` of rank 0, where ranks on several machines meet, in the "
+        "clear; null to have rank 0 start the others on its own",
+    )
+    insecure_rendezvous_off_loopback: Annotated[bool, Field(strict=True)] = Field(
+        False,
+        description="let ranks meet over a network: whoever sees it reads all sessions' states, "
+        "whoever reaches it may take part",
+    )
+
+    @model_validator(mode="after")
+    def _ranks_that_can_meet(self) -> Self:
+        if self.rank >= self.tensor_parallel:
+            raise ValueError("trunk.rank counts from 0, so it is less than trunk.tensor_parallel")
+        if self.rank and self.rendezvous is None:
+            raise ValueError("trunk.rank above 0 needs the trunk.rendezvous with rank 0")
+        is_reachable = self.rendezvous is not None and not is_local(self.rendezvous)
+        if is_reachable and not self.insecure_rendezvous_off_loopback:
+            raise ValueError(
+                "trunk.rendezvous is plaintext off loopback, which only "
+                "trunk.insecure_rendezvous_off_loopback allows"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stages_say_their_blocks(self) -> Self:

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from fedsea_mq.errors import CheckpointError, IllegalCut, UnsupportedModel
 from fedsea_mq.model.partition import EMBEDDING, LM_HEAD, Cut, Part, part_of
 from fedsea_mq.model.safetensors_file import StoredTensor, stored_tensors
+from fedsea_mq.model.tensor_shard import WHOLE, TensorShard
 
 EMBEDDED: Final = "embedded"
 EMBEDDED_DRAFT: Final = "embedded-draft"
@@ -157,27 +158,38 @@ class Checkpoint:
         return sum(self.tensors[name].nbytes for name in names)
 
     def load(
-        self, names: list[str], dtype: torch.dtype, device: str, *, keep: bool = True
+        self,
+        names: list[str],
+        dtype: torch.dtype,
+        device: str,
+        shard: TensorShard = WHOLE,
+        *,
+        keep: bool = True,
     ) -> dict[str, torch.Tensor]:
-        """Read these tensors, and only these, in the compute dtype.
+        """Read this share of these tensors, and nothing else, in the compute dtype.
 
         Those that are not to be kept may be views of the file, which stays mapped as long as they
         live.
 
         Raises:
             CheckpointError: a tensor is missing, damaged, or differs from the shard's manifest.
+            UnevenShards: a tensor cannot be cut for so many ranks.
         """
         missing = [name for name in names if name not in self.tensors]
         if missing:
             raise CheckpointError(
                 f"{self.folders[0]}: {len(missing)} tensors missing, first {missing[0]}"
             )
-        return {name: self._read(self.tensors[name]).to(device, dtype, copy=keep) for name in names}
+        return {
+            name: self._read(self.tensors[name], shard).to(device, dtype, copy=keep)
+            for name in names
+        }
 
-    def _read(self, stored: StoredTensor) -> torch.Tensor:
+    def _read(self, stored: StoredTensor, shard: TensorShard) -> torch.Tensor:
         if self.manifest is not None and stored.digest() != self._expected_digest(stored.name):
             raise CheckpointError(f"{stored.file}: tensor {stored.name} is not the one sharded")
-        return stored.read()
+        tensor = stored.read(None if shard == WHOLE else shard.part(stored.name, stored.shape))
+        return torch.zeros_like(tensor) if shard.leaves_out(stored.name) else tensor
 
     def _expected_digest(self, name: str) -> str | None:
         # A tied model's tail shard carries the embedding under lm_head's name.

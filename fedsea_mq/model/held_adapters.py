@@ -15,6 +15,7 @@ from fedsea_mq.model.grouped_lora import GroupedLora
 from fedsea_mq.model.lora import LoraSettings, NamedBlocks
 from fedsea_mq.model.partition import Part
 from fedsea_mq.model.parts import BlockRun
+from fedsea_mq.model.tensor_shard import WHOLE, TensorShard
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,12 @@ class HeldAdapter:
             )
         return wanted
 
-    def put_into(self, grouped: GroupedLora, name: str, run: BlockRun) -> str:
-        """Add what is for the run's blocks; its digest, empty if that is nothing.
+    def put_into(
+        self, grouped: GroupedLora, name: str, run: BlockRun, shard: TensorShard = WHOLE
+    ) -> str:
+        """Add what is for the run's blocks, which are that share of whole ones.
+
+        Returns its digest, empty if that is nothing.
 
         Raises:
             AdapterError, CheckpointError: as `AdapterFolder.read_for` and `GroupedLora.add`.
@@ -69,11 +74,13 @@ class HeldAdapter:
         for folder in self.folders:
             blocks = wanted & folder.blocks
             shapes = grouped.shapes(self.settings.rank, self.settings.targets, blocks)
-            tensors |= folder.read_for(shapes)
+            whole = {key: shard.whole_shape(key, shape) for key, shape in shapes.items()}
+            tensors |= folder.read_for(whole)
         device = run.kv_shape.device
         # What is trained with dropout is served without.
         settings = replace(self.settings, dropout=0.0)
-        grouped.add(name, {key: value.to(device) for key, value in tensors.items()}, settings)
+        own = {key: shard.of(key, value).to(device) for key, value in tensors.items()}
+        grouped.add(name, own, settings)
         return content_digest(self.settings, sorted(tensors.items())) if tensors else ""
 
 
@@ -82,10 +89,13 @@ def open_adapters(folders: Mapping[str, Path], total: int) -> dict[str, HeldAdap
     return {name: HeldAdapter.open(folder, total) for name, folder in folders.items()}
 
 
-def hold_adapters(run: BlockRun, adapters: Mapping[str, HeldAdapter]) -> dict[str, str]:
-    """Let the run's blocks be run with any of these; what `put_into` gives for each.
+def hold_adapters(
+    run: BlockRun, adapters: Mapping[str, HeldAdapter], shard: TensorShard = WHOLE
+) -> dict[str, str]:
+    """Let the run's blocks, a share of whole ones, be run with any of these.
 
-    Without adapters, or without blocks, the layers stay as they are.
+    Returns what `put_into` gives for each. Without adapters, or without blocks, the layers stay as
+    they are.
 
     Raises:
         AdapterError, CheckpointError: one does not fit these blocks.
@@ -96,4 +106,4 @@ def hold_adapters(run: BlockRun, adapters: Mapping[str, HeldAdapter]) -> dict[st
     targets = {target for adapter in here for target in adapter.settings.targets}
     grouped = GroupedLora(NamedBlocks.of(run), sorted(targets))
     run.adapters = grouped
-    return {name: one.put_into(grouped, name, run) for name, one in adapters.items()}
+    return {name: one.put_into(grouped, name, run, shard) for name, one in adapters.items()}

@@ -62,6 +62,7 @@ class KVCache:
 
     def __init__(self, shape: KVShape, max_positions: int) -> None:
         self.first_block = shape.blocks.start
+        self.max_positions = max_positions
         self.dtype = shape.dtype
         to_scales, size = shape.layout(max_positions)
         sizes = (2, len(shape.blocks), size)

@@ -30,6 +30,7 @@ from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.model.packed_attention import PackedLayout
 from fedsea_mq.model.packed_linear import PackedLinear
 from fedsea_mq.model.partition import LM_HEAD, Cut, Part, block_of, part_of
+from fedsea_mq.model.tensor_shard import WHOLE, TensorShard, head_dim
 
 
 class BlockRun(nn.Module):
@@ -158,10 +159,19 @@ def weight_bytes(*modules: nn.Module) -> int:
 
 
 def load_trunk(
-    checkpoint: Checkpoint, cut: Cut, numerics: Numerics, only: range | None = None
+    checkpoint: Checkpoint,
+    cut: Cut,
+    numerics: Numerics,
+    only: range | None = None,
+    shard: TensorShard = WHOLE,
 ) -> BlockRun:
-    """The trunk's blocks, or `only` some of them. Raises what `Checkpoint.load` raises."""
-    return _Loader(checkpoint, cut, numerics, only).run(Part.TRUNK)
+    """The trunk's blocks, or `only` some of them; or a rank's share of each.
+
+    The outputs of a share are shares of sums.
+
+    Raises: what `Checkpoint.load` raises, and `UnevenShards`.
+    """
+    return _Loader(checkpoint, cut, numerics, only, shard).run(Part.TRUNK)
 
 
 def load_client(checkpoint: Checkpoint, cut: Cut, numerics: Numerics) -> tuple[Head, Tail]:
@@ -173,9 +183,16 @@ class _Loader:
     """Builds parts of one checkpoint from a skeleton on the meta device."""
 
     def __init__(
-        self, checkpoint: Checkpoint, cut: Cut, numerics: Numerics, only: range | None = None
+        self,
+        checkpoint: Checkpoint,
+        cut: Cut,
+        numerics: Numerics,
+        only: range | None = None,
+        shard: TensorShard = WHOLE,
     ) -> None:
         self._checkpoint = checkpoint
+        self._shard = shard
+        self._config = shard.narrowed(checkpoint.config)
         self._cut = cut
         self._numerics = numerics
         self._only = only
@@ -183,7 +200,7 @@ class _Loader:
             # In the dtype that is the default already: any other would be that of the whole process
             # meanwhile, and of what other parties' threads make. Each tensor is read in its own.
             self._skeleton: Any = AutoModelForCausalLM.from_config(
-                checkpoint.config,
+                self._config,
                 attn_implementation=SPAN_ATTENTION,
                 dtype=torch.get_default_dtype(),
             )
@@ -226,7 +243,9 @@ class _Loader:
     def _assign(self, path: str, names: list[str]) -> None:
         module = self._skeleton.get_submodule(path)
         dtype, device = self._numerics.read_as(module), self._numerics.device
-        tensors = self._checkpoint.load(names, dtype, device, keep=not self._packs(module))
+        tensors = self._checkpoint.load(
+            names, dtype, device, self._shard, keep=not self._packs(module)
+        )
         own = {name.rpartition(".")[2]: tensor for name, tensor in tensors.items()}
         try:
             module.load_state_dict(own, assign=True)
@@ -246,13 +265,10 @@ class _Loader:
     def _assemble(self, part: Part) -> BlockRun:
         blocks = self._only or self._cut.blocks(part, self._checkpoint.blocks)
         layers = [self._skeleton.model.layers[index] for index in blocks]
-        config, numerics = self._checkpoint.config, self._numerics
+        config, numerics = self._config, self._numerics
         # The skeleton's rotary table is on the meta device too: it is computed, not stored.
         rotary = type(self._skeleton.model.rotary_emb)(config=config).to(numerics.device)
-        head_dim = getattr(config, "head_dim", None) or (
-            config.hidden_size // config.num_attention_heads
-        )
         kv_shape = KVShape(
-            blocks, config.num_key_value_heads, head_dim, numerics.kv, numerics.device
+            blocks, config.num_key_value_heads, head_dim(config), numerics.kv, numerics.device
         )
         return BlockRun(layers, rotary, kv_shape, numerics.states)

@@ -47,15 +47,17 @@ class StoredTensor:
                 left -= len(chunk)
         return digest.hexdigest()
 
-    def read(self) -> torch.Tensor:
-        """The tensor in its stored dtype, perhaps as a view of the file.
+    def read(self, part: tuple[slice, ...] | None = None) -> torch.Tensor:
+        """The tensor, or a part of it, in its stored dtype; perhaps as a view of the file.
 
         Raises:
             CheckpointError: the file is damaged, or is gone.
         """
         try:
             with safe_open(self.file, framework="pt") as file:
-                tensor: torch.Tensor = file.get_tensor(self.name)
+                tensor: torch.Tensor = (
+                    file.get_tensor(self.name) if part is None else file.get_slice(self.name)[part]
+                )
                 return tensor
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self.file}: tensor {self.name} cannot be read") from error

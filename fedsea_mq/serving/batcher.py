@@ -24,7 +24,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 
 import torch
 
-from fedsea_mq.errors import Busy, DeadlineExceeded, NotRunning
+from fedsea_mq.errors import Busy, DeadlineExceeded, NotRunning, RankLost
 from fedsea_mq.model.attention import Span
 from fedsea_mq.serving.arrivals import Arrivals
 from fedsea_mq.serving.micro_batches import MicroBatches
@@ -164,6 +164,8 @@ class Batcher:
             self._changed.notify()
         if not self.is_stuck:
             await self._thread_ends()
+            assert self._thread_done is not None
+            self._thread_done.exception()  # seen: what ended the thread is for `watch` to raise
 
     @property
     def is_stuck(self) -> bool:
@@ -398,6 +400,8 @@ def _slice(work: SlicedWork[Any]) -> tuple[bool, Any]:
         next(work.slices)
     except StopIteration as done:
         return True, done.value
+    except RankLost:
+        raise  # nobody's work can be computed any more
     except Exception as error:  # noqa: BLE001 - handed to whose work it was
         return True, error
     return False, None
@@ -467,5 +471,7 @@ def _attempt(call: Callable[..., Any], *arguments: Any) -> Any:
         return call(*arguments)
     except StopIteration as error:
         return RuntimeError(f"a callback raised {error!r}")  # no future takes it as it is
+    except RankLost:
+        raise  # nobody's work can be computed any more
     except Exception as error:  # noqa: BLE001 - handed to the session whose work it was
         return error

@@ -1,4 +1,7 @@
-"""`python -m nodes.trunk --config FILE`: a trunk node until SIGTERM, which drains it."""
+"""`python -m nodes.trunk --config FILE`: a trunk node until SIGTERM, which drains it.
+
+With `trunk.rank` above 0 it is that rank of a node, as `python -m nodes.trunk.rank`.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from fedsea_mq.model.attention import compile_attention
 from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.serving.memory import peak_rss_bytes
 from fedsea_mq.settings import Settings
+from nodes.trunk import rank
 from nodes.trunk.node import TrunkNode
 
 
@@ -38,6 +42,7 @@ async def serve(settings: Settings) -> None:
             direct=node.direct,
             baseline_rss=baseline,
             tensor_bytes=node.tensor_bytes,
+            rank_tensor_bytes=list(node.rank_tensor_bytes),
         )
         await stop_asked()
         await node.drain()
@@ -47,6 +52,8 @@ async def serve(settings: Settings) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the process."""
     settings = settings_from_arguments("fedsea_mq trunk node", arguments)
+    if settings.trunk.rank:
+        return rank.main(arguments)
     allow_many_connections()
     begin_peer_numbers_anywhere()
     return run_process(serve(settings), settings)

@@ -59,7 +59,8 @@ class TrunkNode:
 
     Raises on entry: `CheckpointError`, `UnsupportedModel`, `IllegalCut` or `AdapterError`, as the
     model and the adapters say; `ConfigError` for numbers that it cannot both serve and train in, or
-    without the key that sessions are to be sealed to.
+    without the key that sessions are to be sealed to; of several ranks, `UnevenShards`, `RankLost`
+    or `RankMismatch`.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class TrunkNode:
             )
             for membership in memberships.values():
                 background.start(membership.run(), f"{self.name} membership")
-            background.start(batcher.watch(), f"{self.name} compute")
+            background.start(engine.watch(), f"{self.name} compute")
             background.start(self._expire(), f"{self.name} leases")
             self._stack = stack.pop_all()
         blocks = str(loaded.run.kv_shape.blocks)
@@ -147,6 +148,11 @@ class TrunkNode:
     def tensor_bytes(self) -> int:
         """Bytes of the weights that this node holds, in the dtypes that it holds them in."""
         return weight_bytes(self._running.run)
+
+    @property
+    def rank_tensor_bytes(self) -> Sequence[int]:
+        """The same of each of its ranks, this one first; empty if it is the only one."""
+        return [] if self._engine.ranks is None else self._engine.ranks.tensor_bytes
 
     @property
     def fingerprint(self) -> str:

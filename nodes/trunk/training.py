@@ -37,8 +37,11 @@ def check_trainable(settings: Settings) -> None:
 
     Raises:
         ConfigError: weights that are not fp32, as there is one copy of them; `training.dtype` may
-            be bf16 all the same. Or a stage: gradients do not go from one to another.
+            be bf16 all the same. Or a stage or several ranks: gradients do not go from one to
+            another.
     """
+    if settings.trunk.tensor_parallel > 1:
+        raise ConfigError("a trunk that trains has trunk.tensor_parallel 1")
     model = settings.model
     if settings.trunk.blocks is not None:
         raise ConfigError("a node that trains has the whole trunk: set trunk.blocks to null")

@@ -131,6 +131,22 @@ def chain(
         print_report(report, "chain")
 
 
+@bench.command(name="tensor-parallel")
+def tensor_parallel(
+    repeats: Annotated[int, typer.Option(min=1, help="Paired repeats; medians count.")] = 3,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure a trunk's step by two ranks beside one. Wants two cores for itself."""
+    from fedsea_mq.cli.bench.serving import run
+    from fedsea_mq.cli.bench.tensor_parallel import TENSOR_PARALLEL
+
+    report = asyncio.run(run([TENSOR_PARALLEL], repeats))
+    if as_json:
+        print_json(report)
+    else:
+        print_report(report, "tensor parallel")
+
+
 def print_report(report: dict[str, Any], title: str) -> None:
     """Each ratio with its repeats, then what it is over what, then what disturbed it."""
     ratios, machine = report["ratios"], report["machine"]

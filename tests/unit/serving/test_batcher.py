@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from fedsea_mq.errors import DeadlineExceeded, NotRunning, StepStuck
+from fedsea_mq.errors import DeadlineExceeded, NotRunning, RankLost, StepStuck
 from fedsea_mq.model.attention import Span
 from fedsea_mq.model.kv_cache import KVCache, KVShape
-from fedsea_mq.serving.batcher import Batcher, SlicedWork, Work
+from fedsea_mq.serving.batcher import Batcher, Forward, SlicedWork, Work
 from fedsea_mq.serving.compute_thread import compute_thread
 from fedsea_mq.serving.scheduler import Owner, StepLimits
 
@@ -77,6 +77,10 @@ class _Fatal(BaseException):
 
 def _exhausted(packed: torch.Tensor, spans: Sequence[Span]) -> Sequence[torch.Tensor]:
     raise _Fatal
+
+
+def _parted(packed: torch.Tensor, spans: Sequence[Span]) -> Sequence[torch.Tensor]:
+    raise RankLost("rank 1")
 
 
 @pytest.fixture
@@ -318,17 +322,20 @@ async def test_leaving_ends_the_step_that_runs_and_fails_what_waits(blocks: Bloc
     assert len(blocks.steps) == 1
 
 
-async def test_a_thread_that_dies_strands_nobody_and_says_so(blocks: Blocks) -> None:
+@pytest.mark.parametrize(("forward", "error"), [(_exhausted, _Fatal), (_parted, RankLost)])
+async def test_a_thread_that_dies_strands_nobody_and_says_so(
+    blocks: Blocks, forward: Forward, error: type[BaseException]
+) -> None:
     async with (
         compute_thread("test compute") as executor,
         Batcher(executor, StepLimits(8)) as batcher,
     ):
         watched = asyncio.create_task(batcher.watch())
         deadly = blocks.work(1)
-        deadly.forward = _exhausted
+        deadly.forward = forward
         with pytest.raises(NotRunning):
             await batcher.run(deadly)
-        with pytest.raises(_Fatal):
+        with pytest.raises(error):
             await watched
         with pytest.raises(NotRunning):
             await batcher.run(blocks.work(2))

@@ -1,0 +1,72 @@
+"""What a second rank makes of a step, beside one rank with one thread, and with two."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import torch
+
+from fedsea_mq.cli.bench.comparison import Comparison, Ratio, Repeat
+from fedsea_mq.cli.bench.engine_loop import step_seconds
+from fedsea_mq.cli.bench.model_b import HIDDEN
+from fedsea_mq.cli.bench.workbench import Workbench
+from nodes.trunk.engine import TrunkEngine
+
+_CONTEXT: Final = 512
+_SESSIONS: Final = (1, 16, 64)
+_STEPS: Final = 32
+_RANKS: Final = 2
+
+
+async def _repeat(bench: Workbench) -> Repeat:
+    one = await _step_ms(bench, ranks=1)
+    threads = await _step_ms(bench.threads(_RANKS), ranks=1)
+    ranks = await _step_ms(bench, ranks=_RANKS)
+    ratios = {_named(each): one[each] / ranks[each] for each in _SESSIONS}
+    ratios |= {
+        _over_threads(sessions): threads[sessions] / ranks[sessions] for sessions in _SESSIONS
+    }
+    return ratios, {"one_rank_ms": one, "one_rank_two_threads_ms": threads, "two_ranks_ms": ranks}
+
+
+async def _step_ms(bench: Workbench, ranks: int) -> dict[int, float]:
+    """Median step of so many sessions that decode in lockstep."""
+    settings = bench.settings.replace(trunk={"tensor_parallel": ranks})
+    torch.set_num_threads(settings.model.threads)
+    async with TrunkEngine(settings, "bench") as engine:
+        run = engine.loaded.run
+        return {
+            sessions: 1000
+            * await asyncio.to_thread(step_seconds, run, HIDDEN, sessions, _CONTEXT, _STEPS)
+            for sessions in _SESSIONS
+        }
+
+
+def _named(sessions: int) -> str:
+    return f"two_ranks_{sessions}"
+
+
+def _over_threads(sessions: int) -> str:
+    return f"two_ranks_vs_threads_{sessions}"
+
+
+TENSOR_PARALLEL: Final = Comparison(
+    "tensor_parallel",
+    tuple(
+        ratio
+        for sessions in _SESSIONS
+        for ratio in (
+            Ratio(
+                _named(sessions),
+                f"step time of one rank over that of two, a thread each; {sessions} sessions, "
+                f"context {_CONTEXT}",
+            ),
+            Ratio(
+                _over_threads(sessions),
+                f"the same, the one rank with two threads; {sessions} sessions",
+            ),
+        )
+    ),
+    _repeat,
+)

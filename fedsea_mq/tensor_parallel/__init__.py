@@ -1,0 +1,1 @@
+"""A trunk node of several ranks: processes that compute each block together, each its share."""
