@@ -23,6 +23,8 @@ class Route:
     accepted: bool = False
     # KV positions set aside for it, where that is known.
     positions: int = 0
+    # The request that it was opened for, if that is known.
+    trace: bytes | None = None
 
 
 class Routes:
@@ -90,7 +92,8 @@ class Routes:
             stands = known is not None and (not keyed or known.owner == owner)
             client = known.client if known is not None and stands else None
             positions = 0 if known is None else known.positions
-            self._put(session, Route(node, client, owner, True, positions))
+            trace = None if known is None else known.trace
+            self._put(session, Route(node, client, owner, True, positions, trace))
         return moved
 
     def _put(self, session: bytes, route: Route) -> None:

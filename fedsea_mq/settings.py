@@ -28,6 +28,7 @@ from fedsea_mq.protocol.payload import WireDtype
 from fedsea_mq.run_settings import FederationSection, LoraSection, TrainingSection, agreed
 from fedsea_mq.section import Seconds, Section
 from fedsea_mq.security.settings import SecuritySection
+from fedsea_mq.telemetry.settings import MetricsSection, TelemetrySection
 
 Milliseconds = Annotated[int, Field(ge=10, le=86_400_000)]
 Endpoint = Annotated[str, Field(pattern=r"^(tcp|ipc)://.+$")]
@@ -288,6 +289,8 @@ class Settings(Section):
     federation: FederationSection = FederationSection()
     security: SecuritySection = SecuritySection()
     log: LogSettings = LogSettings()
+    metrics: MetricsSection = MetricsSection()
+    telemetry: TelemetrySection = TelemetrySection()
 
     @property
     def agreed(self) -> str:

@@ -41,6 +41,7 @@ from fedsea_mq.protocol.bounded import (
     SessionId,
     Share,
     Signature,
+    TraceIds,
 )
 from fedsea_mq.protocol.fields import (
     MAX_MESSAGE_CHARS,
@@ -71,7 +72,8 @@ class Open:
     of the client's key or, where there are no keys, to a name of its connection. `urgency` orders a
     client's own work when there is not room for all of it: 0 interactive, 1 normal, 2 background.
     `adapter` is what the trunk's blocks are to be run with; the session stays with it. `seal` is
-    the client's ephemeral key, if the session is sealed: see `security.handshake`.
+    the client's ephemeral key, if the session is sealed: see `security.handshake`. `trace` is the
+    request that the session is for, and the client's span in it: random ids, for logs and spans.
     """
 
     fingerprint: Digest
@@ -81,6 +83,7 @@ class Open:
     urgency: Annotated[int, Field(strict=True, ge=0, le=2)] = 1
     adapter: AdapterRef | None = None
     seal: PublicKeyBytes | None = None
+    trace: TraceIds | None = None
 
 
 @dataclass(frozen=True, slots=True, config=BODY)

@@ -27,6 +27,8 @@ from fedsea_mq.security.keyring import Keyring
 from fedsea_mq.serving.background import Background
 from fedsea_mq.serving.drafting import Drafting, DraftLength, Drafts, PromptLookup
 from fedsea_mq.settings import Settings, Speculation
+from fedsea_mq.telemetry.spans import NO_SPANS, spans_of
+from fedsea_mq.telemetry.trace import RequestTrace, TraceContext
 from fedsea_mq.transport.broker_links import BrokerLinks
 from fedsea_mq.transport.direct_links import DirectLinks
 from fedsea_mq.transport.link import MakeLink, PeerLink
@@ -36,6 +38,8 @@ from nodes.client.draft_model import ModelDrafts
 from nodes.client.engine import ClientEngine, Loaded
 from nodes.client.generation import Generation, GenerationPlan, Token, decode
 from nodes.client.likelihood import check_continuations, log_likelihoods
+from nodes.client.metrics import ClientMetrics
+from nodes.client.request_watch import RequestWatch
 from nodes.client.session import ClientSession, Wires
 
 _log = get_logger(__name__)
@@ -55,7 +59,9 @@ class ClientNode:
                 print(token.text, end="")
 
     `make_link` is what connects it to others, for links that are not plain; `engine` what computes,
-    by default the parts that the settings say; session ids come from `entropy`. Where an `adapter`
+    by default the parts that the settings say; the ids of sessions and traces come from `entropy`.
+    `metrics` is what it shows. A request goes on with the trace of `telemetry.trace.CALLER`, if
+    there is one, and begins one otherwise. Where an `adapter`
     can be named, it is one of `client.adapters`; by default that of `client.adapter`, and None is
     none.
 
@@ -79,10 +85,14 @@ class ClientNode:
         self._stack = AsyncExitStack()
         self._wires: Wires | None = None
         self._draft_length = DraftLength(settings.client.max_draft)
+        self.metrics = ClientMetrics()
+        self._spans = NO_SPANS
 
     async def __aenter__(self) -> Self:
         seals = ClientSeals.of(self._settings.security)
         async with AsyncExitStack() as stack:
+            spans = spans_of(self._settings.telemetry, "client", "client")
+            self._spans = await stack.enter_async_context(spans)
             await stack.enter_async_context(self._engine)
             broker, client = self._settings.broker, self._settings.client
             keyring = Keyring.load(self._settings.security)
@@ -95,11 +105,13 @@ class ClientNode:
                 wanted=client.direct,
                 max_part_bytes=broker.max_part_mb << 20,
                 keyring=keyring,
+                counts=self.metrics.frames,
             )
+            self.metrics.watch(self._engine.batcher, requests)
             await stack.enter_async_context(direct)
             background = await stack.enter_async_context(Background())
             background.start(self._engine.batcher.watch(), "fedsea client compute")
-            self._wires = Wires(requests, direct, background, self._entropy)
+            self._wires = Wires(requests, direct, background, self.metrics, self._entropy)
             self._stack = stack.pop_all()
         _log.info("client ready", noise_std=round(self.noise_std, 6), wire=client.wire_dtype.value)
         return self
@@ -122,6 +134,7 @@ class ClientNode:
                 max_part_bytes=broker.max_part_mb << 20,
                 keys=keyring.to_broker(endpoint),
                 on_refused=on_refused,
+                counts=self.metrics.frames,
             )
 
         silent_s = broker.timeout_ms / 1000
@@ -192,8 +205,9 @@ class ClientNode:
     ) -> Conversation:
         """A chat that keeps its session, of at most `max_positions` tokens, from turn to turn."""
         positions = min(max_positions, self.model.max_positions)
-        plan = self._plan(sampling, adapter, strip_start=True)
-        return Conversation(self.session, self._render, plan, positions)
+        plan, watch = self._plan(sampling, adapter, strip_start=True), self._watch()
+        new_session = partial(self._session, trace=watch.trace.own)
+        return Conversation(new_session, self._render, plan, positions, watch)
 
     async def log_likelihoods(
         self,
@@ -221,24 +235,36 @@ class ClientNode:
         Raises:
             AdapterError: the client has no adapter of this name.
         """
+        trace = RequestTrace.begin(self._entropy)
+        return self._session(max_positions, self._named(adapter), trace.own)
+
+    def _session(
+        self, max_positions: int, adapter: str | None, trace: TraceContext
+    ) -> ClientSession:
         if self._wires is None:
             raise NotRunning("the client node is not running")
-        return ClientSession(self._engine, self._wires, max_positions, self._named(adapter))
+        return ClientSession(self._engine, self._wires, max_positions, adapter, trace)
+
+    def _watch(self) -> RequestWatch:
+        trace = RequestTrace.begin(self._entropy)
+        return RequestWatch(trace, self._entropy, self._spans, self.metrics.requests)
 
     def _named(self, adapter: str | None) -> str | None:
         return self._settings.client.adapter if adapter == USUAL else adapter
 
     def _generation(self, prompt: list[int], plan: GenerationPlan) -> Generation:
+        watch = self._watch()
+
         async def steps(generation: Generation) -> AsyncGenerator[Token]:
             positions = self._positions(prompt, plan.sampling.max_new_tokens)
-            session = self.session(positions, plan.adapter)
+            session = self._session(positions, plan.adapter, watch.trace.own)
             # One count from the opening on: who is refused has stats, too.
             session.traffic = generation.stats.traffic
             async with session:
                 async for token in decode(session, prompt, plan, generation):
                     yield token
 
-        return Generation(steps)
+        return Generation(steps, watch)
 
     def _positions(self, prompt: Sequence[int], new: int) -> int:
         if not prompt:

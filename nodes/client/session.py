@@ -22,6 +22,7 @@ from fedsea_mq.errors import (
     SessionLost,
     SessionUnknown,
 )
+from fedsea_mq.log import get_logger
 from fedsea_mq.model.attention import Span
 from fedsea_mq.model.wire_states import decode_states, encode_states
 from fedsea_mq.protocol.envelope import SESSION_BYTES, Kind
@@ -31,10 +32,13 @@ from fedsea_mq.protocol.positions import SentLog
 from fedsea_mq.serving.background import Background
 from fedsea_mq.serving.batcher import Work, joined
 from fedsea_mq.serving.scheduler import Owner
+from fedsea_mq.telemetry.trace import TraceContext, trace_fields
 from fedsea_mq.transport.direct_links import DirectLinks, DirectPath
 from fedsea_mq.transport.requests import Requests, Traffic
 from nodes.client.engine import ClientEngine
+from nodes.client.metrics import ClientMetrics
 
+_log = get_logger(__name__)
 T = TypeVar("T")
 _RECOVERIES: Final = 8
 # How long to wait for a frame in flight before asking again.
@@ -48,6 +52,7 @@ class Wires:
     requests: Requests
     direct: DirectLinks
     background: Background
+    metrics: ClientMetrics
     # Where session ids come from.
     entropy: Callable[[int], bytes] = secrets.token_bytes
 
@@ -56,16 +61,23 @@ class ClientSession:
     """Up to `max_positions` positions cached on three parts. Use with `async with`.
 
     All three run with the `adapter` of this name. Raises `AdapterError` if the client has none.
+    `trace` is the request that it is for: the broker and the trunk node are told.
 
     One call at a time: `advance` and `roll_back` are steps of a single sequence.
     """
 
     def __init__(
-        self, engine: ClientEngine, wires: Wires, max_positions: int, adapter: str | None
+        self,
+        engine: ClientEngine,
+        wires: Wires,
+        max_positions: int,
+        adapter: str | None,
+        trace: TraceContext,
     ) -> None:
         self._engine = engine
         self._wires = wires
         self._max_positions = max_positions
+        self._trace = trace.on_wire
         self._loaded = engine.loaded
         self._adapter = self._loaded.adapter(adapter)
         self._head_cache, self._tail_cache = engine.new_caches(max_positions)
@@ -108,12 +120,14 @@ class ClientSession:
 
     async def __aenter__(self) -> Self:
         await self._open_anywhere()
+        self._wires.metrics.sessions += 1
         self._renewing = self._wires.background.start(self._renew(), "fedsea lease")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         # Nothing is awaited here, so that a cancelled generation frees the trunk's KV at once.
         self._closed = True
+        self._wires.metrics.sessions -= 1
         if self._renewing is not None:
             self._renewing.cancel()
         self._leave_path()
@@ -146,12 +160,14 @@ class ClientSession:
             max_positions=self._max_positions,
             dtype=self._loaded.spec.dtype,
             adapter=self._adapter.trunk,
+            trace=self._trace,
         )
         try:
             reply = await self._wires.requests.ask(
-                Kind.OPEN, asked, session=self._id, traffic=self.traffic
+                Kind.OPEN, asked, session=self._id, traffic=self.traffic, trace=self._trace
             )
             self._accept = reply.body(Accept)
+            _log.debug("session opened", node=self.node, **trace_fields(self._trace))
             self._path = await self._wires.direct.path(self._id, self._accept)
         except BaseException:
             self._tell_closed()
@@ -281,6 +297,7 @@ class ClientSession:
                     payload=self._log.payload(body.cached, body.count),
                     traffic=self.traffic,
                     direct=None if self._path is None else await self._path.settled(),
+                    trace=self._trace,
                 )
             except PositionConflict:
                 # A frame that rewinds conflicts only with one that is still being computed.
@@ -291,6 +308,8 @@ class ClientSession:
     async def _recover(self) -> None:
         """Take the session to a node that is alive, by replaying the bytes already sent."""
         self.recoveries += 1
+        self._wires.metrics.failovers += 1
+        _log.info("session lost; replaying it elsewhere", **trace_fields(self._trace))
         self._tell_closed()
         await self._open()
         self._rewinds = False
@@ -335,7 +354,9 @@ class ClientSession:
                 self._path.try_again()
             # By the broker, which so knows of a session whose states do not pass it.
             with suppress(RemoteError):  # a lost session comes back when it is next advanced
-                await self._wires.requests.ask(Kind.RENEW, Nothing(), session=self._id)
+                await self._wires.requests.ask(
+                    Kind.RENEW, Nothing(), session=self._id, trace=self._trace
+                )
 
 
 def check_tokens(tokens: Sequence[int], vocab: int) -> None:
