@@ -6,11 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from fedsea_mq.errors import FedSeaError, code_of
 from fedsea_mq.protocol.frames import wire_bytes
 from fedsea_mq.telemetry import measures
 from fedsea_mq.telemetry.measures import Reading
+
+_NOTHING: Final[Mapping[str, int]] = {}
 
 
 class Direction(StrEnum):
@@ -49,15 +52,25 @@ class FrameCounts:
         """What was received is refused."""
         self.refused[code_of(error)] += 1
 
-    def readings(self) -> Iterable[Reading]:
-        """Frames and bytes each way; what was refused is read by `refused_readings`."""
-        back = Direction.DOWN if self.sends is Direction.UP else Direction.UP
-        yield measures.FRAMES.of(self.sent, self.sends)
-        yield measures.FRAMES.of(self.received, back)
-        yield measures.BYTES.of(self.sent_bytes, self.sends)
-        yield measures.BYTES.of(self.received_bytes, back)
+    def frames(self, direction: Direction) -> int:
+        """Frames that went this way."""
+        return self.sent if direction is self.sends else self.received
+
+    def bytes(self, direction: Direction) -> int:
+        """Bytes of these."""
+        return self.sent_bytes if direction is self.sends else self.received_bytes
+
+
+def frame_readings(
+    *counts: FrameCounts, refused: Mapping[str, int] = _NOTHING
+) -> Iterable[Reading]:
+    """Frames and bytes of all these together; what was refused of them, and by others `refused`."""
+    for direction in Direction:
+        yield measures.FRAMES.of(sum(one.frames(direction) for one in counts), direction)
+        yield measures.BYTES.of(sum(one.bytes(direction) for one in counts), direction)
+    yield from refused_readings(sum((one.refused for one in counts), Counter(refused)))
 
 
 def refused_readings(refused: Mapping[str, int]) -> Iterable[Reading]:
-    """The refused frames, by code."""
+    """Refused frames, by code."""
     return [measures.REFUSED_FRAMES.of(count, code) for code, count in refused.items()]

@@ -12,7 +12,7 @@ from fedsea_mq.serving.step_metrics import StepMetrics, batcher_readings
 from fedsea_mq.telemetry import measures
 from fedsea_mq.telemetry.measures import Reading
 from fedsea_mq.telemetry.node_metrics import NodeMetrics
-from fedsea_mq.transport.frame_counts import Direction, FrameCounts, refused_readings
+from fedsea_mq.transport.frame_counts import Direction, FrameCounts, frame_readings
 from fedsea_mq.transport.requests import Requests
 
 
@@ -84,8 +84,7 @@ class ClientMetrics:
     def _readings(self) -> Iterable[Reading]:
         yield measures.SESSIONS.of(self.sessions)
         yield measures.FAILOVERS.of(self.failovers)
-        yield from self.frames.readings()
-        yield from refused_readings(self.frames.refused)
+        yield from frame_readings(self.frames)
         if self._watched is not None:
             batcher, requests = self._watched
             yield from batcher_readings(batcher)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 
 from fedsea_mq.serving.trunk_sessions import TrunkSessions
 from fedsea_mq.telemetry import measures
 from fedsea_mq.telemetry.measures import Reading
-from fedsea_mq.transport.frame_counts import FrameCounts, refused_readings
 
 
 def session_readings(sessions: TrunkSessions, bytes_per_position: int) -> Iterable[Reading]:
@@ -22,9 +20,3 @@ def session_readings(sessions: TrunkSessions, bytes_per_position: int) -> Iterab
     yield measures.SESSIONS_OPENED.of(counters.opened)
     yield measures.LEASES_EXPIRED.of(counters.expired)
     yield measures.BUSY.of(counters.busy)
-
-
-def wire_readings(counts: FrameCounts, refused: Counter[str]) -> Iterable[Reading]:
-    """Of its sockets; `refused` is what the session rules did not take."""
-    yield from counts.readings()
-    yield from refused_readings(counts.refused + refused)

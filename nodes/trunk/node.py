@@ -42,11 +42,12 @@ from fedsea_mq.telemetry import measures
 from fedsea_mq.telemetry.measures import Reading
 from fedsea_mq.telemetry.node_metrics import NodeMetrics
 from fedsea_mq.telemetry.spans import spans_of
+from fedsea_mq.transport.frame_counts import frame_readings
 from fedsea_mq.transport.loop_socket import Context
 from nodes.membership import Membership
 from nodes.trunk.engine import Loaded, Offer, TrunkEngine
 from nodes.trunk.meter import Meter
-from nodes.trunk.metrics import session_readings, wire_readings
+from nodes.trunk.metrics import session_readings
 from nodes.trunk.session_watch import SessionWatch
 from nodes.trunk.training import TrunkTraining, training_terms
 from nodes.trunk.wires import Wires
@@ -308,7 +309,7 @@ class TrunkNode:
         parts = self._parts
         sessions = parts.sessions
         yield from session_readings(sessions, parts.run.kv_shape.bytes_per_position)
-        yield from wire_readings(parts.wires.counts, sessions.counters.refused)
+        yield from frame_readings(parts.wires.counts, refused=sessions.counters.refused)
         yield from batcher_readings(parts.batcher)
         yield measures.TRAINING_SESSIONS.of(len(parts.training_sessions))
 
