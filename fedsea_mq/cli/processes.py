@@ -115,9 +115,13 @@ class Child:
                 self.process.kill()
         return await self.process.wait()
 
+    def log(self) -> str:
+        """What the child has logged."""
+        return self._errors.read_text(errors="replace")
+
     def log_tail(self) -> str:
-        """The end of what the child logged."""
-        return self._errors.read_text(errors="replace")[-_TAIL_CHARS:].strip() or "no log"
+        """The end of it."""
+        return self.log()[-_TAIL_CHARS:].strip() or "no log"
 
 
 def _on_free_ports(settings: Settings) -> Settings:

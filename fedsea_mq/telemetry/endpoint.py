@@ -8,12 +8,11 @@ connections; each answer ends its connection.
 from __future__ import annotations
 
 import asyncio
-from email.parser import BytesHeaderParser
 from http import HTTPStatus
 from typing import Final, Self
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 from fedsea_mq.errors import EndpointUnavailable
 from fedsea_mq.telemetry.settings import MetricsSection
@@ -89,17 +88,15 @@ class MetricsEndpoint:
             return _response(HTTPStatus.BAD_REQUEST)
 
     def _answer(self, head: bytes) -> bytes:
-        request, _, headers = head.partition(b"\r\n")
-        words = request.split(b" ")
+        # Nothing of the headers matters: there is one format, which every scraper takes.
+        words = head.partition(b"\r\n")[0].split(b" ")
         if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
             return _response(HTTPStatus.BAD_REQUEST)
         if words[0] != b"GET":
             return _response(HTTPStatus.METHOD_NOT_ALLOWED)
         if words[1].partition(b"?")[0] != _PATH.encode():
             return _response(HTTPStatus.NOT_FOUND)
-        accept = BytesHeaderParser().parsebytes(headers)["Accept"] or ""
-        encode, content_type = choose_encoder(accept)
-        return _response(HTTPStatus.OK, encode(self._registry), content_type)
+        return _response(HTTPStatus.OK, generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4)
 
 
 def _response(status: HTTPStatus, body: bytes | None = None, content_type: str = _PLAIN) -> bytes:

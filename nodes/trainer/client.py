@@ -74,8 +74,8 @@ class TrainingClient:
                 print(event)
 
     `member` is the client's name in the run, the same after a restart; `examples` are what it
-    trains on. By default both are as the settings say. `metrics` is what it shows. With `lora.dropout`, one a process: dropout
-    draws from the process's random numbers.
+    trains on. By default both are as the settings say. `metrics` is what it shows. With
+    `lora.dropout`, one a process: dropout draws from the process's random numbers.
 
     Raises on entry: `ConfigError` without a run or a member, `TaskDataError` for an empty shard,
     and what the checkpoint and the task raise.
