@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from fedsea_mq import __version__
 from fedsea_mq.protocol.envelope import PROTOCOL_VERSION
 from fedsea_mq.telemetry import measures
+from fedsea_mq.telemetry.distribution import Distribution
 from fedsea_mq.telemetry.measures import Kind, Measure, Reading
 
 Source = Callable[[], Iterable[Reading]]
@@ -28,6 +34,7 @@ class NodeMetrics(Collector):
     def __init__(self, role: str, node: str) -> None:
         self._own = (role, node)
         self._sources: list[Source] = [_build_info]
+        self._distributions: dict[Measure, Distribution] = {}
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.registry.register(self)
@@ -37,24 +44,23 @@ class NodeMetrics(Collector):
         self._sources.append(source)
 
     def histogram(self, measure: Measure) -> Callable[[float], None]:
-        """What to call with each value of a distribution, from any thread."""
-        made = Histogram(
-            measure.name,
-            measure.help,
-            _OWN_LABELS,
-            buckets=measure.buckets,
-            registry=self.registry,
-        )
-        observe: Callable[[float], None] = made.labels(*self._own).observe
-        return observe
+        """What to call with each value of a distribution, always from the same thread."""
+        made = self._distributions[measure] = Distribution(measure.buckets)
+        return made.observe
 
     def collect(self) -> Iterable[Metric]:
-        """All readings now, as the families that the client library writes out."""
+        """All readings and distributions now, as families that the client library writes out."""
         by_measure: dict[Measure, list[Reading]] = {}
         for source in self._sources:
             for reading in source():
                 by_measure.setdefault(reading.measure, []).append(reading)
-        return [self._family(measure, readings) for measure, readings in by_measure.items()]
+        yield from (self._family(*item) for item in by_measure.items())
+        yield from (self._histogram(*item) for item in self._distributions.items())
+
+    def _histogram(self, measure: Measure, values: Distribution) -> Metric:
+        made = HistogramMetricFamily(measure.name, measure.help, labels=_OWN_LABELS)
+        made.add_metric(self._own, values.cumulative(), values.sum)
+        return made
 
     def _family(self, measure: Measure, readings: Sequence[Reading]) -> Metric:
         family = CounterMetricFamily if measure.kind is Kind.COUNTER else GaugeMetricFamily

@@ -134,7 +134,7 @@ async def test_a_request_goes_on_with_its_callers_trace_and_a_conversation_is_on
 async def test_what_fails_says_so_by_the_errors_name(collector: Collector) -> None:
     to_collector = f"telemetry.otlp_endpoint={collector.endpoint}"
     async with running("embedded", to_collector) as system:
-        other = system.settings.replace(model={"head_blocks": 2}, telemetry={"sample": 1.0})
+        other = system.settings.replace(model={"head_blocks": 2})
         async with ClientNode(other) as client:
             with pytest.raises(FingerprintMismatch):
                 await client.generate(PROMPT, SHORT).complete()
