@@ -14,12 +14,16 @@ from fedsea_mq.entry import (
     stop_asked,
 )
 from fedsea_mq.settings import Settings
+from fedsea_mq.telemetry.endpoint import MetricsEndpoint
 
 
 async def serve(settings: Settings) -> None:
     """Serve until asked to stop."""
-    async with Broker(settings.broker, settings.security) as broker:
-        announce(ready="broker", clients=broker.clients, nodes=broker.nodes)
+    async with (
+        Broker(settings.broker, settings.security, telemetry=settings.telemetry) as broker,
+        MetricsEndpoint(settings.metrics, broker.metrics.registry) as shown,
+    ):
+        announce(ready="broker", clients=broker.clients, nodes=broker.nodes, metrics=shown.url)
         await stop_asked()
 
 

@@ -26,11 +26,12 @@ _SOON_S: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A client's request for a session."""
+    """A client's request for a session, and when it came."""
 
     peer: bytes
     envelope: Envelope
     body: Open
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,11 @@ class Admission:
         """Those that were held long enough, and are to ask again."""
         asks = [ask for line in self._lines.values() for ask in line.overdue(now)]
         return [Verdict(ask, Busy(_FULL, _SOON_S)) for ask in asks]
+
+    @property
+    def waiting(self) -> int:
+        """Sessions that wait for room."""
+        return sum(map(len, self._lines.values()))
 
     def gave_up(self, session: bytes) -> None:
         """A session waits no longer, if it did."""

@@ -117,7 +117,7 @@ class ClientSide:
             if not state.registry.trunks:
                 raise state.yet_to_register
             state.check_client_has_room(asked)
-            yield from state.tell(state.admission.ask(Ask(peer, envelope, asked), now), now)
+            yield from state.tell(state.admission.ask(Ask(peer, envelope, asked, now), now), now)
 
     def _asked(self, message: Message, now: float) -> Open | Enlist:
         # Fairness is between keys, or between connections where there are none: not between
@@ -191,8 +191,8 @@ class ClientSide:
             report = StatusReport(
                 uptime_s=now - state.started_at,
                 sessions=len(state.routes),
-                frames_relayed=state.counters.frames_relayed,
-                bytes_relayed=state.counters.bytes_relayed,
+                frames_relayed=state.counters.frames_up + state.counters.frames_down,
+                bytes_relayed=state.counters.bytes_up + state.counters.bytes_down,
                 errors=state.counters.errors,
                 nodes=state.registry.statuses(now),
             )

@@ -12,24 +12,30 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from broker.client_side import ClientSide
+from broker.events import OnEvent, unwatched
 from broker.messages import NO_ENVELOPE, Message, Part, Send, Side, read_envelope
 from broker.node_side import NodeSide
 from broker.state import BrokerState, BrokerTerms, Counters, close_on_node, closing
-from fedsea_mq.errors import Busy, FedSeaError, NodeUnknown, NotTrusted, SessionLost
+from fedsea_mq.errors import FedSeaError, NotTrusted, SessionLost
+from fedsea_mq.protocol.bounded import Role
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Nothing
 from fedsea_mq.security.identity import ANYBODY, Identity
 
-# What is an answer, and no fault of whoever asked.
-_NO_FAULTS = (Busy, NodeUnknown)
-
 
 class BrokerCore:
     """A whole broker, but for its sockets and clock."""
 
-    def __init__(self, terms: BrokerTerms, started_at: float, secret: bytes = b"") -> None:
-        self._state = BrokerState(terms, started_at)
+    def __init__(
+        self,
+        terms: BrokerTerms,
+        started_at: float,
+        secret: bytes = b"",
+        on_event: OnEvent = unwatched,
+    ) -> None:
+        """`on_event` is told of sessions that are placed, refused or over."""
+        self._state = BrokerState(terms, started_at, on_event)
         self._clients = ClientSide(self._state, secret)
         self._nodes = NodeSide(self._state)
         self._ticked_at = started_at
@@ -40,6 +46,20 @@ class BrokerCore:
     def counters(self) -> Counters:
         """Totals since the broker started."""
         return self._state.counters
+
+    @property
+    def sessions(self) -> int:
+        """Sessions that are routed now."""
+        return len(self._state.routes)
+
+    @property
+    def waiting(self) -> int:
+        """Sessions that wait for room."""
+        return self._state.admission.waiting
+
+    def nodes(self, role: Role) -> int:
+        """Nodes of that role that are alive."""
+        return self._state.registry.count(role)
 
     def from_client(
         self, peer: bytes, parts: Sequence[Part], now: float, who: Identity = ANYBODY
@@ -69,7 +89,7 @@ class BrokerCore:
             envelope = read_envelope(parts)
             return list(handle(Message(peer, envelope, parts, who), now))
         except FedSeaError as error:
-            self.counters.errors += not isinstance(error, _NO_FAULTS)
+            self.counters.refuse(error)
             return [Send(side, peer, Frame.error(error, envelope).parts())]
 
     def tick(self, now: float) -> list[Send]:
@@ -102,7 +122,7 @@ class BrokerCore:
         """
         reason = SessionLost("the node did not answer for the session")
         for session in self._state.routes.unanswered(now - self._state.terms.timeout_ms / 1000):
-            yield from closing(self._state.end(session), session, reason)
+            yield from closing(self._state.end(session, reason), session, reason)
 
     def _beats(self, now: float) -> Iterator[Send]:
         """Heartbeats to the clients that nothing was sent to for half the timeout.
@@ -122,7 +142,7 @@ class BrokerCore:
 
     def refused(self, side: Side, peer: bytes, error: FedSeaError) -> Send:
         """The answer to a message that could not be taken apart."""
-        self.counters.errors += 1
+        self.counters.refuse(error)
         return Send(side, peer, Frame.error(error, NO_ENVELOPE).parts())
 
     def revoked(self, keys: Collection[bytes]) -> list[Send]:
@@ -132,7 +152,7 @@ class BrokerCore:
         state.admission.revoked(keys)
         reason = NotTrusted("the session's key is not trusted any more")
         for session in state.routes.of_owners(keys):
-            route = state.end(session)
+            route = state.end(session, reason)
             sends += [close_on_node(route.node, session), *closing(route, session, reason)]
         for peer in state.registry.of_owners(keys):
             sends += state.lose_node(peer)
@@ -141,8 +161,9 @@ class BrokerCore:
     def undelivered(self, side: Side, peer: bytes) -> list[Send]:
         """The peer is gone, or so slow that its queue is full: let go of it."""
         state = self._state
-        self.counters.errors += 1
+        self.counters.let_go += 1
         if side is Side.NODES:
             return state.lose_node(peer)
         orphans = state.routes.of_client(peer)
-        return [close_on_node(state.end(session).node, session) for session in orphans]
+        gone = SessionLost("the session's client is gone")
+        return [close_on_node(state.end(session, gone).node, session) for session in orphans]

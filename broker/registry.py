@@ -66,6 +66,10 @@ class Registry:
         """Those that serve."""
         return [node for node in self._nodes.values() if node.offer.role is Role.TRUNK]
 
+    def count(self, role: Role) -> int:
+        """How many do this."""
+        return sum(node.offer.role is role for node in self._nodes.values())
+
     def owner(self, peer: bytes) -> bytes | None:
         """The id of the key that a node registered with, if it is there."""
         node = self._nodes.get(peer)

@@ -27,6 +27,8 @@ class Route:
     onward_for: bytes | None = None
     # Of one that goes on at a next stage: the session there.
     onward: bytes = b""
+    # The request that it was opened for, if that is known.
+    trace: bytes | None = None
 
     @property
     def served(self) -> bytes:
@@ -99,7 +101,8 @@ class Routes:
             stands = known is not None and (not keyed or known.owner == owner)
             client = known.client if known is not None and stands else None
             positions = 0 if known is None else known.positions
-            self._put(session, Route(node, client, owner, True, positions))
+            trace = None if known is None else known.trace
+            self._put(session, Route(node, client, owner, True, positions, trace))
         return moved
 
     def _put(self, session: bytes, route: Route) -> None:

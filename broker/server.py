@@ -14,7 +14,9 @@ import zmq
 from broker.core import BrokerCore
 from broker.limits import Limits
 from broker.messages import NODE_PARTIES, OPENERS, Send, Side
+from broker.metrics import readings
 from broker.state import BrokerTerms
+from broker.watch import SessionWatch
 from fedsea_mq.errors import FedSeaError, NotRunning, PeerUnreachable, SendQueueFull
 from fedsea_mq.log import get_logger
 from fedsea_mq.protocol.bundle import unbundled_from
@@ -22,6 +24,10 @@ from fedsea_mq.security.keyring import DoorKeys, Keyring
 from fedsea_mq.security.settings import NO_KEYS, SecuritySection
 from fedsea_mq.security.trust_watch import TrustWatch
 from fedsea_mq.settings import BrokerSettings
+from fedsea_mq.telemetry.measures import Reading
+from fedsea_mq.telemetry.node_metrics import NodeMetrics
+from fedsea_mq.telemetry.settings import NO_TELEMETRY, TelemetrySection
+from fedsea_mq.telemetry.spans import spans_of
 from fedsea_mq.transport.connection_limit import ConnectionLimit
 from fedsea_mq.transport.doorkeeper import Doorkeeper
 from fedsea_mq.transport.loop_socket import Context, LoopSocket
@@ -34,7 +40,7 @@ class Broker:
     """A broker on the running event loop; it serves while inside `async with`.
 
     `clients` and `nodes` are the endpoints it listens on, with the ports that `tcp://host:*` got.
-    Its sockets are of `context`, or of contexts of their own.
+    Its sockets are of `context`, or of contexts of their own. `metrics` is what it shows.
 
     Raises `KeyFileError`, `PlaintextRefused` or `ConfigError`, as the keys of `security` are.
     """
@@ -44,8 +50,12 @@ class Broker:
         settings: BrokerSettings,
         security: SecuritySection = NO_KEYS,
         context: Context | None = None,
+        telemetry: TelemetrySection = NO_TELEMETRY,
     ) -> None:
         self._settings = settings
+        self._telemetry = telemetry
+        self.metrics = NodeMetrics("broker", "broker")
+        self.metrics.read(self._readings)
         self._context = context
         self._terms = BrokerTerms(settings.heartbeat_ms, settings.timeout_ms, _limits(settings))
         self._core: BrokerCore | None = None
@@ -85,8 +95,10 @@ class Broker:
         )
 
     async def __aenter__(self) -> Self:
-        self._core = BrokerCore(self._terms, _now(), secrets.token_bytes(32))
         async with AsyncExitStack() as stack:
+            spans = await stack.enter_async_context(spans_of(self._telemetry, "broker", "broker"))
+            watch = SessionWatch(spans)
+            self._core = BrokerCore(self._terms, _now(), secrets.token_bytes(32), watch)
             for side in Side:
                 await stack.enter_async_context(self._sockets[side])
                 await stack.enter_async_context(self._counts[side])
@@ -116,6 +128,9 @@ class Broker:
         while True:
             await asyncio.sleep(self._settings.heartbeat_ms / 2000)
             self._deliver(self._running.tick(_now()))
+
+    def _readings(self) -> Iterable[Reading]:
+        return [] if self._core is None else readings(self._core)
 
     @property
     def _running(self) -> BrokerCore:

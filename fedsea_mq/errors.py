@@ -367,6 +367,11 @@ _BY_CODE: dict[str, type[RemoteError]] = {
 }
 
 
+def code_of(error: FedSeaError) -> str:
+    """The wire code of an error; `local` for those that have none."""
+    return error.code if isinstance(error, RemoteError) else "local"
+
+
 def error_from_wire(code: str, message: str) -> RemoteError:
     """The typed error for a wire `code`; an unknown code becomes a plain `RemoteError`."""
     return _BY_CODE.get(code, RemoteError)(message)

@@ -30,6 +30,7 @@ from fedsea_mq.run_settings import FederationSection, LoraSection, TrainingSecti
 from fedsea_mq.section import Seconds, Section
 from fedsea_mq.security.keyring import is_local
 from fedsea_mq.security.settings import SecuritySection
+from fedsea_mq.telemetry.settings import MetricsSection, TelemetrySection
 
 Milliseconds = Annotated[int, Field(ge=10, le=86_400_000)]
 Endpoint = Annotated[str, Field(pattern=r"^(tcp|ipc)://.+$")]
@@ -343,6 +344,8 @@ class Settings(Section):
     federation: FederationSection = FederationSection()
     security: SecuritySection = SecuritySection()
     log: LogSettings = LogSettings()
+    metrics: MetricsSection = MetricsSection()
+    telemetry: TelemetrySection = TelemetrySection()
 
     @property
     def agreed(self) -> str:

@@ -17,14 +17,17 @@ from fedsea_mq.errors import (
     SessionLost,
     SessionUnknown,
 )
+from fedsea_mq.log import get_logger
 from fedsea_mq.protocol.envelope import SESSION_BYTES, Kind
 from fedsea_mq.protocol.frames import Frame
 from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Open, Result
 from fedsea_mq.protocol.payload import PayloadSpec
+from fedsea_mq.telemetry.trace import trace_fields
 from fedsea_mq.transport.direct_links import DirectPath
 from fedsea_mq.transport.requests import Traffic
 from nodes.session_wires import SessionWires
 
+_log = get_logger(__name__)
 _RECOVERIES: Final = 8
 # How long to wait for a frame in flight before asking again.
 _IN_FLIGHT_S: Final = 0.02
@@ -70,6 +73,7 @@ class RemoteSession:
     async def open(self) -> None:
         """Open it, and keep its lease from now on. Raises `RemoteError`."""
         await self._open_anywhere()
+        self._wires.counts.open += 1
         self._renewing = self._wires.background.start(self._renew(), "fedsea lease")
 
     def close(self) -> None:
@@ -77,6 +81,7 @@ class RemoteSession:
         self._closed = True
         if self._renewing is not None:
             self._renewing.cancel()
+            self._wires.counts.open -= 1
         self._leave_path()
         self._tell_closed()
 
@@ -103,9 +108,14 @@ class RemoteSession:
         self.id = self._wires.entropy(SESSION_BYTES)
         try:
             reply = await self._wires.requests.ask(
-                Kind.OPEN, self._asked, session=self.id, traffic=self.traffic
+                Kind.OPEN,
+                self._asked,
+                session=self.id,
+                traffic=self.traffic,
+                trace=self._asked.trace,
             )
             self._accept = reply.body(Accept)
+            _log.debug("session opened", node=self.terms.node, **trace_fields(self._asked.trace))
             self._path = await self._wires.direct.path(self.id, self._accept)
         except BaseException:
             self._tell_closed()
@@ -136,6 +146,8 @@ class RemoteSession:
     async def _recover(self, cached: int) -> None:
         """Take the session to a node that is alive, by replaying the bytes already sent."""
         self.recoveries += 1
+        self._wires.counts.failovers += 1
+        _log.info("session lost; replaying it elsewhere", **trace_fields(self._asked.trace))
         self._tell_closed()
         await self._open()
         self.rewinds = False
@@ -184,6 +196,7 @@ class RemoteSession:
                     traffic=self.traffic,
                     direct=None if self._path is None else await self._path.settled(),
                     give_up_s=within_s,
+                    trace=self._asked.trace,
                 )
             except PositionConflict:
                 # A frame that rewinds conflicts only with one that is still being computed.
@@ -199,4 +212,6 @@ class RemoteSession:
                 self._path.try_again()
             # By the broker, which so knows of a session whose states do not pass it.
             with suppress(RemoteError):  # a lost session comes back when it is next advanced
-                await self._wires.requests.ask(Kind.RENEW, Nothing(), session=self.id)
+                await self._wires.requests.ask(
+                    Kind.RENEW, Nothing(), session=self.id, trace=self._asked.trace
+                )

@@ -115,9 +115,13 @@ class Child:
                 self.process.kill()
         return await self.process.wait()
 
+    def log(self) -> str:
+        """What the child has logged."""
+        return self._errors.read_text(errors="replace")
+
     def log_tail(self) -> str:
-        """The end of what the child logged."""
-        return self._errors.read_text(errors="replace")[-_TAIL_CHARS:].strip() or "no log"
+        """The end of it."""
+        return self.log()[-_TAIL_CHARS:].strip() or "no log"
 
 
 def _on_free_ports(settings: Settings) -> Settings:
@@ -132,7 +136,9 @@ class LocalSystem:
 
     With `joins` it starts neither, and its clients use the broker of the settings; raises
     `PeerUnreachable` on entry if that does not answer. `settings` is the given settings with the
-    endpoints that the broker really listens on.
+    endpoints that the broker really listens on. Metrics, if there are to be any, are shown on
+    ports of their own: with `keep_endpoints` from that of the settings on, in the order in which
+    processes are started; else on any that are free.
     """
 
     def __init__(
@@ -144,6 +150,7 @@ class LocalSystem:
         trunks: int | None = None,
     ) -> None:
         self._joins = joins
+        self._keeps_ports = keep_endpoints
         all_stages = settings.trunk.nodes * settings.trunk.stages
         self._trunks = all_stages if trunks is None else trunks
         self.settings = settings if keep_endpoints or joins else _on_free_ports(settings)
@@ -196,9 +203,17 @@ class LocalSystem:
 
     async def start(self, module: str, name: str, settings: Settings | None = None) -> Child:
         """Start `python -m module`, by default with the system's settings."""
-        child = await Child.start(module, name, settings or self.settings, Path(self._folder.name))
+        own = self._with_own_port(settings or self.settings)
+        child = await Child.start(module, name, own, Path(self._folder.name))
         self._children.append(child)
         return child
+
+    def _with_own_port(self, settings: Settings) -> Settings:
+        first = settings.metrics.port
+        if not first:
+            return settings
+        port = first + len(self._children) if self._keeps_ports else 0
+        return settings.replace(metrics={"port": port})
 
     async def first_failure(self) -> str:
         """Wait until any child ends, and say which and why."""

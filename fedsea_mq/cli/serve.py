@@ -30,6 +30,9 @@ async def up(settings: Settings) -> None:
         for trunk in system.trunks:
             if trunk.ready["direct"] is not None:
                 console.print(f"{trunk.ready['node']:<20}{trunk.ready['direct']}, direct")
+        for process in (system.broker, *system.trunks):
+            if process.ready["metrics"] is not None:
+                console.print(f"metrics of {process.name:<9}{process.ready['metrics']}")
         warn_of_recovery(settings, system.trunks[0].ready["fingerprint"])
         console.print("ready; Ctrl-C stops everything", style="dim")
         failure = asyncio.create_task(system.first_failure())

@@ -149,6 +149,17 @@ class RequestWatch:
         """New tokens so far."""
         return len(self._token_times)
 
+    @property
+    def ttft_s(self) -> float | None:
+        """Until the first token, if there is one."""
+        return self._token_times[0] - self._begun_at if self._token_times else None
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Per token after the first, if there are any."""
+        decoded = self._decoded
+        return (decoded[-1] - decoded[0]) / (len(decoded) - 1) if len(decoded) > 1 else None
+
     def token(self, now: float) -> None:
         """One token came."""
         self._token_times.append(now)
@@ -198,16 +209,14 @@ class RequestWatch:
 
     def _settle(self, now: float, tally: Tally, slo: Slo) -> None:
         tally.e2e.note(now - self._begun_at)
-        times, decoded = self._token_times, self._decoded
-        if not times:
+        ttft_s, tpot_s = self.ttft_s, self.tpot_s
+        if ttft_s is None:
             return
-        ttft_s = times[0] - self._begun_at
-        tpot_s = (decoded[-1] - decoded[0]) / max(1, len(decoded) - 1)
-        if len(times) > 1:
+        if tpot_s is not None:
             tally.tpot.note(tpot_s)
-        if ttft_s * 1000 <= slo.ttft_ms and tpot_s * 1000 <= slo.tpot_ms:
+        if ttft_s * 1000 <= slo.ttft_ms and (tpot_s or 0.0) * 1000 <= slo.tpot_ms:
             tally.good += 1
-            tally.good_tokens += sum(at in self._window for at in times)
+            tally.good_tokens += sum(at in self._window for at in self._token_times)
 
 
 def jain(shares: list[float]) -> float:

@@ -14,6 +14,15 @@ MAX_POSITIONS: Final = 1 << 20
 MIN_PAUSE_MS: Final = 10
 PUBLIC_KEY_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
+TRACE_ID_BYTES: Final = 16
+SPAN_ID_BYTES: Final = 8
+
+
+def _two_ids(ids: bytes) -> bytes:
+    if not (any(ids[:TRACE_ID_BYTES]) and any(ids[TRACE_ID_BYTES:])):
+        raise ValueError("an id of zeros")
+    return ids
+
 
 Positions = Annotated[int, Field(strict=True, ge=0, le=MAX_POSITIONS)]
 Count = Annotated[int, Field(strict=True, ge=0, le=2**53)]
@@ -28,6 +37,16 @@ Endpoint = Annotated[
 ]
 PublicKeyBytes = Annotated[
     bytes, Field(strict=True, min_length=PUBLIC_KEY_BYTES, max_length=PUBLIC_KEY_BYTES)
+]
+# A trace's id and then a span's, as W3C Trace Context has them.
+TraceIds = Annotated[
+    bytes,
+    Field(
+        strict=True,
+        min_length=TRACE_ID_BYTES + SPAN_ID_BYTES,
+        max_length=TRACE_ID_BYTES + SPAN_ID_BYTES,
+    ),
+    AfterValidator(_two_ids),
 ]
 # Whose a session is: the id of a key, or what the broker calls a connection.
 OwnerId = Annotated[bytes, Field(strict=True, max_length=16)]

@@ -42,6 +42,7 @@ from fedsea_mq.protocol.bounded import (
     SessionId,
     Share,
     Signature,
+    TraceIds,
 )
 from fedsea_mq.protocol.fields import (
     MAX_MESSAGE_CHARS,
@@ -75,6 +76,8 @@ class Open:
     `adapter` is what the trunk's blocks are to be run with; the session stays with it. `seal` is
     the client's ephemeral key, if the session is sealed: see `security.handshake`. `onward` says
     which blocks a stage of a chain asks the next one for; a client asks for the whole trunk.
+    `trace` is the request that the session is for, and the client's span in it: random ids, for
+    logs and spans.
     """
 
     fingerprint: Digest
@@ -85,6 +88,7 @@ class Open:
     adapter: AdapterRef | None = None
     seal: PublicKeyBytes | None = None
     onward: Onward | None = None
+    trace: TraceIds | None = None
 
     @property
     def as_asked(self) -> Open:

@@ -61,6 +61,8 @@ class Work(Generic[R]):
     finish: Callable[[Sequence[torch.Tensor]], R]
     deadline: float = math.inf
     settle: Callable[[R | Exception], None] | None = None
+    # When it was queued, by the batcher's clock.
+    queued_at: float = 0.0
     _packed: torch.Tensor | None = None
     _outputs: list[torch.Tensor] = field(default_factory=list)
 
@@ -107,6 +109,23 @@ class StepStats:
     """How long work was held back for sessions that were on their way."""
 
 
+@dataclass(frozen=True, slots=True)
+class StepTaken:
+    """One step, for whoever watches: how long it computed, and what.
+
+    `sessions` shared it; `waits_s` is how long each of those had waited that began with it.
+    """
+
+    seconds: float
+    positions: int
+    sessions: int
+    waits_s: Sequence[float]
+
+
+def _unwatched(_: StepTaken) -> None:
+    return None
+
+
 class Batcher:
     """Runs work in steps; use it with `async with`, submit with `run`.
 
@@ -114,7 +133,7 @@ class Batcher:
     sessions that are on their way; it never waits longer than a step's fixed cost. A step or slice
     that takes longer than `patience_s` is stuck (see `watch`), and leaving raises `StepStuck` if it
     is found so only then. Of the sessions that come round, a step takes one in `depth`. `clock`
-    tells the time, in seconds.
+    tells the time, in seconds. `on_step` is told of each step, on the compute thread.
     """
 
     def __init__(
@@ -147,6 +166,7 @@ class Batcher:
         self._cost = StepCost()
         self._watchdog = Watchdog(patience_s, clock)
         self.stats = StepStats()
+        self.on_step: Callable[[StepTaken], None] = _unwatched
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -166,6 +186,11 @@ class Batcher:
             await self._thread_ends()
             assert self._thread_done is not None
             self._thread_done.exception()  # seen: what ended the thread is for `watch` to raise
+
+    @property
+    def waiting(self) -> int:
+        """Pieces of work that are queued, in steps and in slices."""
+        return len(self._scheduler) + len(self._sliced)
 
     @property
     def is_stuck(self) -> bool:
@@ -219,7 +244,7 @@ class Batcher:
         with self._changed:
             if self._loop is None or self._stopping:
                 raise NotRunning("the compute loop is not running")
-            now = self._clock()
+            now = work.queued_at = self._clock()
             was_idle = not len(self._scheduler)
             self._scheduler.add(work, now)
             self._arrivals.arrived(work.owner.session, now)
@@ -284,7 +309,7 @@ class Batcher:
             self._hand_over(shares, _compute(shares))
         outcomes = _compute(last)
         seconds = self._clock() - started
-        self._account(step, seconds)
+        self._account(step, started, seconds)
         self._turns.step_took(seconds)
         self._hand_over(last, outcomes)
         self._computing = ()
@@ -385,13 +410,15 @@ class Batcher:
         assert self._loop is not None
         self._loop.call_soon_threadsafe(call, *arguments)
 
-    def _account(self, step: Sequence[Share[Work[Any]]], seconds: float) -> None:
+    def _account(self, step: Sequence[Share[Work[Any]]], started: float, seconds: float) -> None:
         positions = sum(share.count for share in step)
         self._cost.observe(positions, seconds)
         self.stats.steps += 1
         self.stats.sessions += len(step)
         self.stats.positions += positions
         self.stats.busy_s += seconds
+        waits_s = [started - share.work.queued_at for share in step if not share.start]
+        self.on_step(StepTaken(seconds, positions, len(step), waits_s))
 
 
 def _slice(work: SlicedWork[Any]) -> tuple[bool, Any]:

@@ -6,8 +6,9 @@ simulation can drive thousands of sessions through it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from fedsea_mq.errors import (
@@ -18,6 +19,7 @@ from fedsea_mq.errors import (
     MalformedFrame,
     SessionNotYours,
     SessionUnknown,
+    code_of,
 )
 from fedsea_mq.protocol.adapter_ref import AdapterRef, check_held
 from fedsea_mq.protocol.comebacks import Comebacks
@@ -27,6 +29,7 @@ from fedsea_mq.protocol.messages import Accept, Extend, Nothing, Open, Result
 from fedsea_mq.protocol.payload import PayloadSpec
 from fedsea_mq.protocol.positions import TrunkPositions, Verdict
 from fedsea_mq.serving.scheduler import Owner, Urgency
+from fedsea_mq.serving.session_events import OnEvent, SessionClosed, SessionOpened, unwatched
 
 # Where frames come from and replies go to. Brokers have a byte, the first of them none; the
 # connection of a client has `DIRECT` and then what its socket calls it.
@@ -90,6 +93,8 @@ class Compute:
     spec: PayloadSpec
     payload: Sequence[bytes]
     positions: TrunkPositions
+    # What its session was opened with.
+    trace: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +120,25 @@ class Peaks:
 
 
 @dataclass(slots=True)
+class SessionCounters:
+    """Totals since the node started."""
+
+    opened: int = 0
+    expired: int = 0
+    busy: int = 0
+    """Answers that told a client to come again later."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """Frames refused for a fault of theirs, by the code of the error."""
+
+    def refuse(self, error: FedSeaError) -> None:
+        """A frame is answered with an error."""
+        if isinstance(error, Busy):
+            self.busy += 1
+        else:
+            self.refused[code_of(error)] += 1
+
+
+@dataclass(slots=True)
 class _Session:
     opened: Open
     spec: PayloadSpec
@@ -136,10 +160,15 @@ class _Session:
 
 
 class TrunkSessions:
-    """Every session of one trunk node, and what is left of its KV budget."""
+    """Every session of one trunk node, and what is left of its KV budget.
 
-    def __init__(self, terms: TrunkTerms) -> None:
+    `on_event` is told of sessions that are opened or over.
+    """
+
+    def __init__(self, terms: TrunkTerms, on_event: OnEvent = unwatched) -> None:
         self.terms = terms
+        self._on_event = on_event
+        self.counters = SessionCounters()
         self._sessions: dict[bytes, _Session] = {}
         self.kv_free = terms.kv_positions
         # For each broker, since it was told last.
@@ -205,6 +234,7 @@ class TrunkSessions:
             self._check_owner(frame.envelope.session, sender)
             return self._dispatch(frame, now, origin)
         except FedSeaError as error:
+            self.counters.refuse(error)
             return [Reply(Frame.error(error, frame.envelope).parts(), origin)]
 
     def _check_owner(self, session_id: bytes, sender: bytes) -> None:
@@ -243,6 +273,8 @@ class TrunkSessions:
                 {origin},
             )
             self.kv_free -= asked.max_positions
+            self.counters.opened += 1
+            self._on_event(SessionOpened(frame.envelope.session, asked.trace, asked.max_positions))
             now_held = self._now()
             self._most = self._most.and_(now_held)
             self._peaks = {who: peaks.and_(now_held) for who, peaks in self._peaks.items()}
@@ -296,6 +328,7 @@ class TrunkSessions:
                         session.spec,
                         frame.payload,
                         session.positions,
+                        session.opened.trace,
                     )
                 ]
             case Verdict.REPLAY:
@@ -340,10 +373,13 @@ class TrunkSessions:
             return []
         return self._close(envelope.session, session, origin)
 
-    def _close(self, session_id: bytes, session: _Session, said_by: bytes) -> list[Action]:
+    def _close(
+        self, session_id: bytes, session: _Session, said_by: bytes, *, expired: bool = False
+    ) -> list[Action]:
         """End a session, and tell the brokers that know of it but for who said so."""
         del self._sessions[session_id]
         self.kv_free += session.opened.max_positions
+        self._on_event(SessionClosed(session_id, session.opened.trace, expired))
         over = Frame.build(Kind.CLOSE, Nothing(), session=session_id).parts()
         others = sorted(session.known_to - {said_by})
         return [Release(session_id), *(Reply(over, broker) for broker in others)]
@@ -353,7 +389,8 @@ class TrunkSessions:
         actions: list[Action] = []
         for session_id, session in list(self._sessions.items()):
             if session.lease_until <= now:
-                actions += self._close(session_id, session, session.broker)
+                self.counters.expired += 1
+                actions += self._close(session_id, session, session.broker, expired=True)
                 gone = SessionUnknown("the session's lease ran out")
                 actions.append(Reply(Frame.closing(gone, session_id).parts(), session.broker))
         return actions

@@ -18,6 +18,7 @@ from fedsea_mq.protocol.frames import Frame, Parts
 from fedsea_mq.protocol.messages import Accept, Nothing
 from fedsea_mq.security.keyring import Keyring
 from fedsea_mq.security.settings import NO_KEYS
+from fedsea_mq.transport.frame_counts import FrameCounts
 from fedsea_mq.transport.link import MakeLink, PeerLink
 from fedsea_mq.transport.requests import Requests, Traffic
 
@@ -48,7 +49,7 @@ class DirectLinks:
 
     `wanted` says whether this client connects to nodes at all. A link stays when its last session
     has ended, for the next one, until another endpoint needs its place. `keyring` holds the keys
-    that links are encrypted and known by.
+    that links are encrypted and known by; `counts`, what their frames are counted in.
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class DirectLinks:
         wanted: bool,
         max_part_bytes: int,
         keyring: Keyring = _NO_KEYRING,
+        counts: FrameCounts | None = None,
     ) -> None:
         self._make_link = make_link
         self._requests = requests
         self._wanted = wanted
         self._max_part_bytes = max_part_bytes
         self._keyring = keyring
+        self._counts = counts
         self._connections: dict[_Offer, _Connection] = {}
         # Closing one takes a moment, in which another session may want the same.
         self._changing = asyncio.Lock()
@@ -108,6 +111,7 @@ class DirectLinks:
                 lambda frame: self._receive(offer, frame),
                 max_part_bytes=self._max_part_bytes,
                 keys=self._keyring.to_node(endpoint, key),
+                counts=self._counts,
             )
             return await link.__aenter__()
         except FedSeaError as error:

@@ -18,6 +18,7 @@ from fedsea_mq.security.identity import Identity, Party
 from fedsea_mq.security.keyring import DoorKeys
 from fedsea_mq.transport.connection_limit import ConnectionLimit
 from fedsea_mq.transport.doorkeeper import Doorkeeper
+from fedsea_mq.transport.frame_counts import Direction, FrameCounts
 from fedsea_mq.transport.loop_socket import Context, LoopSocket
 from fedsea_mq.transport.outbox import Outbox
 
@@ -37,6 +38,7 @@ class DirectListener:
             or comes with a key that is trusted no more, is answered with a typed error here.
         max_connections: further clients are refused, and go through the broker.
         on_undelivered: called with each message whose receiver is gone, or too slow to take it.
+        counts: what its frames are counted in, if others are, too.
         keys: its own, and those of the clients that may come; without, anybody may.
         context: of which no other socket listens; if there is none, one of its own.
     """
@@ -50,12 +52,14 @@ class DirectListener:
         max_part_bytes: int,
         max_queued: int,
         max_connections: int,
+        counts: FrameCounts | None = None,
         keys: DoorKeys | None = None,
         context: Context | None = None,
     ) -> None:
         self.endpoint = endpoint
         self._on_frame = on_frame
         self._on_undelivered = on_undelivered
+        self._counts = FrameCounts(Direction.DOWN) if counts is None else counts
         self._socket = LoopSocket(
             zmq.ROUTER,
             self._read,
@@ -86,6 +90,7 @@ class DirectListener:
 
     def send(self, parts: Parts, to: bytes) -> None:
         """Queue a frame for a client."""
+        self._counts.went(parts)
         self._outbox.put(to, parts)
 
     def _transmit(self, peer: bytes, parts: Parts, run: Sequence[Parts]) -> None:
@@ -98,6 +103,7 @@ class DirectListener:
 
     def _read(self, message: list[Any]) -> None:
         address, *parts = message
+        self._counts.came(parts)
         peer, who = bytes(address), self._doorkeeper.who(address)
         envelope = _NO_ENVELOPE
         try:
@@ -110,4 +116,5 @@ class DirectListener:
         self._on_frame(frame, peer, who)
 
     def _refuse(self, peer: bytes, error: FedSeaError, to: Envelope = _NO_ENVELOPE) -> None:
+        self._counts.refuse(error)
         self.send(Frame.error(error, to).parts(), peer)

@@ -14,6 +14,7 @@ from fedsea_mq.log import get_logger
 from fedsea_mq.protocol.bundle import is_bundle, unbundled
 from fedsea_mq.protocol.frames import Frame, Parts
 from fedsea_mq.security.keyring import LinkKeys
+from fedsea_mq.transport.frame_counts import Direction, FrameCounts
 from fedsea_mq.transport.handshake_watch import HandshakeWatch
 from fedsea_mq.transport.loop_socket import Context, LoopSocket
 from fedsea_mq.transport.outbox import Outbox
@@ -34,7 +35,7 @@ class PeerLink:
     `max_queued`, then let go; requests are made again by whoever waits for an answer.
 
     `keys` are what the link is encrypted and known by. `on_refused` is told when the peer does not
-    trust them; the link keeps trying.
+    trust them; the link keeps trying. `counts` may be shared with other links.
     """
 
     def __init__(
@@ -47,7 +48,9 @@ class PeerLink:
         context: Context | None = None,
         keys: LinkKeys | None = None,
         on_refused: Callable[[RemoteError], None] | None = None,
+        counts: FrameCounts | None = None,
     ) -> None:
+        self._counts = FrameCounts(Direction.UP) if counts is None else counts
         self._endpoint = endpoint
         self._on_frame = on_frame
         self._keys = keys
@@ -60,7 +63,7 @@ class PeerLink:
             max_part_bytes=max_part_bytes,
             max_queued=max_queued,
             copy=True,
-            split=_split,
+            split=self._split,
             context=context,
             keys=keys,
         )
@@ -103,6 +106,7 @@ class PeerLink:
         """Queue a frame for the peer. Raises `NotRunning`."""
         if not self._socket.is_open:
             raise NotRunning("the link is not open")
+        self._counts.went(parts)
         self._outbox.put(_PEER, parts)
 
     def _transmit(self, _: bytes, parts: Parts, run: Sequence[Parts]) -> None:
@@ -112,19 +116,19 @@ class PeerLink:
             _log.warning("the peer is away", frames_let_go=len(run), reason=str(error))
 
     def _read(self, parts: list[bytes]) -> None:
-        frame = _readable(Frame.read, parts)
+        self._counts.came(parts)
+        frame = self._readable(Frame.read, parts)
         if frame is not None:
             self._on_frame(frame)
 
+    def _split(self, parts: list[bytes]) -> Sequence[list[bytes]]:
+        return (self._readable(unbundled, parts) or []) if is_bundle(parts) else [parts]
 
-def _split(parts: list[bytes]) -> Sequence[list[bytes]]:
-    return (_readable(unbundled, parts) or []) if is_bundle(parts) else [parts]
-
-
-def _readable(read: Callable[[Parts], R], parts: Parts) -> R | None:
-    try:
-        return read(parts)
-    except FedSeaError as error:
-        # Only the peer can write to this link; sizes and versions are safe to log.
-        _log.warning("frame refused", reason=str(error))
-        return None
+    def _readable(self, read: Callable[[Parts], R], parts: Parts) -> R | None:
+        try:
+            return read(parts)
+        except FedSeaError as error:
+            # Only the peer can write to this link; sizes and versions are safe to log.
+            _log.warning("frame refused", reason=str(error))
+            self._counts.refuse(error)
+            return None

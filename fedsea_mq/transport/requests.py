@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import count
 from typing import Final, Protocol
@@ -25,6 +25,7 @@ from fedsea_mq.protocol.frames import Frame, Parts, wire_bytes
 from fedsea_mq.protocol.messages import Body, Nothing
 from fedsea_mq.security.client_seals import ClientSeals
 from fedsea_mq.security.sealing import is_sealed
+from fedsea_mq.telemetry.trace import trace_fields
 
 _log = get_logger(__name__)
 # What a trunk node may say by itself; that a session is over is for the broker to tell.
@@ -90,6 +91,8 @@ class _Request:
     give_up_at: float
     reply: asyncio.Future[Frame]
     direct: DirectWay | None
+    # What log lines about it say besides.
+    fields: Mapping[str, str]
     resend_at: float = 0.0
     # The request, or an answer to it, was not as it was sealed: it is sent again.
     broken: SealBroken | None = None
@@ -119,6 +122,9 @@ class Requests:
         self._peer = peer
         self._patience = patience
         self._seals = seals
+        # Since the beginning: requests sent again on silence, and those told to come again later.
+        self.retries = 0
+        self.refusals = 0
         self._numbers = count(1)
         self._pending: dict[int, _Request] = {}
         # One timer for all: a request is answered long before its own would be of any use.
@@ -139,13 +145,14 @@ class Requests:
         traffic: Traffic | None = None,
         direct: DirectWay | None = None,
         give_up_s: float | None = None,
+        trace: bytes | None = None,
     ) -> Frame:
         """The reply to a request.
 
         The same bytes, sequence number included, are sent again when nothing comes back: the trunk
         recognises them, so they are never computed twice. They go by the `direct` way only once.
         `give_up_s` is for answers that others have to be waited for with; by default it is the
-        patience of all.
+        patience of all. `trace` is what its session was opened with, for the log.
 
         Raises:
             PeerUnreachable: no answer within the time to give up.
@@ -166,6 +173,7 @@ class Requests:
             give_up_at,
             loop.create_future(),
             direct,
+            trace_fields(trace),
         )
         refused: Busy | None = None
         while True:
@@ -174,6 +182,7 @@ class Requests:
                 return await self._try(request)
             except Busy as busy:
                 request.traffic.refusals += 1
+                self.refusals += 1
                 refused = busy
                 if loop.time() + busy.retry_after_s > give_up_at:
                     raise
@@ -243,7 +252,9 @@ class Requests:
             )
             pending.reply.set_exception(pending.broken or silence)
             return
-        _log.warning("no answer yet; sending again", waited_s=round(self._patience.resend_s, 1))
+        waited_s = round(self._patience.resend_s, 1)
+        _log.warning("no answer yet; sending again", waited_s=waited_s, **pending.fields)
+        self.retries += 1
         pending.resend_at = min(pending.give_up_at, now + self._patience.resend_s)
         pending.broken = None
         self._on_silence(now - (pending.give_up_at - pending.give_up_s))
@@ -265,7 +276,8 @@ class Requests:
         elif (pending := self._asked(frame)) is not None:
             answer, refusal = self._opened(frame)
             if isinstance(refusal, SealBroken):
-                _log.warning("not as it was sealed; to be sent again", reason=str(refusal))
+                said = {"reason": str(refusal), **pending.fields}
+                _log.warning("not as it was sealed; to be sent again", **said)
                 pending.broken = refusal
             else:
                 _settle(pending, answer, refusal, wire_bytes(frame.parts()))

@@ -19,6 +19,7 @@ from fedsea_mq.entry import (
 )
 from fedsea_mq.errors import RoundsExhausted
 from fedsea_mq.settings import Settings
+from fedsea_mq.telemetry.endpoint import MetricsEndpoint
 from fedsea_mq.training.aggregation.reports import RunEvent, RunGivenUp, event_fields
 from nodes.aggregator.node import AggregatorNode
 
@@ -27,10 +28,14 @@ async def serve(settings: Settings) -> None:
     """Run the rounds. Raises `RoundsExhausted` if the run is given up."""
     torch.set_num_threads(settings.model.threads)
     lines = _Lines()
-    async with AggregatorNode(settings, lines.event) as node:
+    async with (
+        AggregatorNode(settings, lines.event) as node,
+        MetricsEndpoint(settings.metrics, node.metrics.registry) as shown,
+    ):
         if not await ready_unless_asked(node.registered()):
             return
-        lines.begin(ready="aggregator", node=node.name, run=settings.training.run)
+        run = settings.training.run
+        lines.begin(ready="aggregator", node=node.name, run=run, metrics=shown.url)
         ended, stopped = asyncio.create_task(node.ended()), asyncio.create_task(stop_asked())
         await asyncio.wait((ended, stopped), return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()

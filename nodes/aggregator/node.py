@@ -49,6 +49,7 @@ from fedsea_mq.training.rounds import Phase, Rounds
 from fedsea_mq.training.shared_adapters import SharedAdapters
 from fedsea_mq.transport.link import PeerLink
 from fedsea_mq.transport.requests import Patience, Requests
+from nodes.aggregator.metrics import AggregatorMetrics
 from nodes.aggregator.plan import RunPlan
 from nodes.aggregator.trunk_session import TrunkSession
 from nodes.membership import Membership
@@ -66,7 +67,7 @@ class AggregatorNode:
 
     Raises on entry: `ConfigError` for a run that cannot be, or without keys to seal sessions with,
     what the model says, and `CheckpointError` where the run is there already and
-    `training.resume` is not set.
+    `training.resume` is not set. `metrics` is what it shows.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class AggregatorNode:
         self._settings = settings
         self._on_event = on_event
         self.name = f"aggregator-{secrets.token_hex(3)}"
+        self.metrics = AggregatorMetrics(self.name)
         self._stack = AsyncExitStack()
         self._parts: _Parts | None = None
         self._over = asyncio.Event()
@@ -88,6 +90,7 @@ class AggregatorNode:
         async with AsyncExitStack() as stack:
             executor = await stack.enter_async_context(compute_thread(f"{self.name} compute"))
             plan, state = await loop.run_in_executor(executor, self._load)
+            self.metrics.resumed(state.progress.done)
             max_part_bytes = self._settings.broker.max_part_mb << 20
             nodes, clients = self._settings.broker.nodes, self._settings.broker.clients
             keyring = Keyring.load(self._settings.security)
@@ -97,6 +100,7 @@ class AggregatorNode:
                 max_part_bytes=max_part_bytes,
                 keys=keyring.to_broker(nodes),
                 on_refused=self._refused,
+                counts=self.metrics.with_members,
             )
             to_trunk = PeerLink(
                 clients,
@@ -104,6 +108,7 @@ class AggregatorNode:
                 max_part_bytes=max_part_bytes,
                 keys=keyring.to_broker(clients),
                 on_refused=self._refused,
+                counts=self.metrics.with_trunk,
             )
             await stack.enter_async_context(link)
             await stack.enter_async_context(to_trunk)
@@ -246,6 +251,7 @@ class AggregatorNode:
                 case Reply(reply):
                     self._send(reply)
                 case Report(event):
+                    self.metrics.note(event)
                     self._on_event(event)
                 case BeginRoundAtTrunk(body) | EndRoundAtTrunk(body):
                     self._tell_trunk(body)

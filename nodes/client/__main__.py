@@ -27,6 +27,7 @@ from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.serving.memory import peak_rss_bytes
 from fedsea_mq.settings import Settings
+from fedsea_mq.telemetry.endpoint import MetricsEndpoint
 from nodes.client.generation import Generation
 from nodes.client.node import USUAL, ClientNode
 
@@ -59,13 +60,17 @@ async def serve(settings: Settings) -> None:
     # Before any weight, but with the compiler of the attention: it is the same for every model.
     compile_attention(Numerics.of(settings.model).kv)
     baseline = peak_rss_bytes()
-    async with ClientNode(settings) as client:
+    async with (
+        ClientNode(settings) as client,
+        MetricsEndpoint(settings.metrics, client.metrics.registry) as shown,
+    ):
         announce(
             ready="client",
             sigma=client.noise_std,
             head_rms=client.model.head_rms,
             baseline_rss=baseline,
             tensor_bytes=client.model.tensor_bytes,
+            metrics=shown.url,
         )
         async with asyncio.TaskGroup() as running:
             async for line in _input_lines():

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Self
 
 from fedsea_mq.errors import ContextOverflow
 from fedsea_mq.model.chat import Message
+from fedsea_mq.telemetry.spans import NO_SPAN
 from nodes.client.generation import Generation, GenerationPlan, Token, decode
+from nodes.client.request_watch import RequestWatch
 from nodes.client.session import ClientSession
 
 
@@ -25,20 +28,25 @@ class Conversation:
         render: Callable[[list[Message]], list[int]],
         plan: GenerationPlan,
         max_positions: int,
+        watch: RequestWatch,
     ) -> None:
         self._new_session = new_session
         self._render = render
         self._plan = plan
         self._max_positions = max_positions
+        self._watch = watch
+        self._span = NO_SPAN
         self._stack = AsyncExitStack()
         self._session: ClientSession | None = None
         self.messages: list[Message] = []
 
     async def __aenter__(self) -> Self:
+        self._span = self._watch.begin("conversation")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._forget()
+        self._span.end()
 
     async def _forget(self) -> None:
         self._session = None
@@ -47,12 +55,15 @@ class Conversation:
     def say(self, text: str) -> Generation:
         """The model's answer to `text`, as it comes."""
         messages = [*self.messages, {"role": "user", "content": text}]
-        return Generation(lambda generation: self._answer(messages, generation))
+        return self._generation(messages)
 
     def regenerate(self) -> Generation:
         """Another answer to the last thing said; what was sent for it is not sent anew."""
         asked = self.messages[:-1] if self._answered else self.messages
-        return Generation(lambda generation: self._answer(asked, generation))
+        return self._generation(asked)
+
+    def _generation(self, messages: list[Message]) -> Generation:
+        return Generation(partial(self._answer, messages), self._watch.below())
 
     @property
     def _answered(self) -> bool:

@@ -16,6 +16,7 @@ from fedsea_mq.model.sampling import Sampler, SamplingSettings
 from fedsea_mq.model.text_stream import TextStream
 from fedsea_mq.serving.drafting import Drafting
 from fedsea_mq.transport.requests import Traffic
+from nodes.client.request_watch import RequestWatch
 from nodes.client.session import ClientSession
 
 
@@ -116,15 +117,22 @@ class GenerationPlan:
 
 
 class Generation:
-    """Tokens as they come: `async for token in generation`; `finish` and `stats` once it ended."""
+    """Tokens as they come: `async for token in generation`; `finish` and `stats` once it ended.
 
-    def __init__(self, steps: Callable[[Generation], AsyncGenerator[Token]]) -> None:
+    Logs and spans of all parties know it by its `trace_id`.
+    """
+
+    def __init__(
+        self, steps: Callable[[Generation], AsyncGenerator[Token]], watch: RequestWatch
+    ) -> None:
         self._steps = steps
+        self._watch = watch
+        self.trace_id = watch.trace_id
         self.stats = GenerationStats()
         self.finish = Finish.LENGTH
 
     def __aiter__(self) -> AsyncGenerator[Token]:
-        return self._steps(self)
+        return self._watch.watching(self.stats, self._steps(self))
 
     async def complete(self) -> Completion:
         """Run to the end and return the whole."""

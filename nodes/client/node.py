@@ -23,6 +23,8 @@ from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.protocol.messages import StatusReport
 from fedsea_mq.serving.drafting import Drafting, DraftLength, Drafts, PromptLookup
 from fedsea_mq.settings import Settings, Speculation
+from fedsea_mq.telemetry.spans import NO_SPANS, spans_of
+from fedsea_mq.telemetry.trace import RequestTrace, TraceContext
 from fedsea_mq.transport.link import MakeLink, PeerLink
 from fedsea_mq.transport.status import status_report
 from nodes.client.conversation import Conversation
@@ -30,6 +32,8 @@ from nodes.client.draft_model import ModelDrafts
 from nodes.client.engine import ClientEngine, Loaded
 from nodes.client.generation import Generation, GenerationPlan, Token, decode
 from nodes.client.likelihood import check_continuations, log_likelihoods
+from nodes.client.metrics import ClientMetrics
+from nodes.client.request_watch import RequestWatch
 from nodes.client.session import ClientSession
 from nodes.session_wires import SessionWires, session_wires
 
@@ -50,7 +54,9 @@ class ClientNode:
                 print(token.text, end="")
 
     `make_link` is what connects it to others, for links that are not plain; `engine` what computes,
-    by default the parts that the settings say; session ids come from `entropy`. Where an `adapter`
+    by default the parts that the settings say; the ids of sessions and traces come from `entropy`.
+    `metrics` is what it shows. A request goes on with the trace of `telemetry.trace.CALLER`, if
+    there is one, and begins one otherwise. Where an `adapter`
     can be named, it is one of `client.adapters`; by default that of `client.adapter`, and None is
     none.
 
@@ -74,12 +80,19 @@ class ClientNode:
         self._stack = AsyncExitStack()
         self._wires: SessionWires | None = None
         self._draft_length = DraftLength(settings.client.max_draft)
+        self.metrics = ClientMetrics()
+        self._spans = NO_SPANS
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
+            spans = spans_of(self._settings.telemetry, "client", "client")
+            self._spans = await stack.enter_async_context(spans)
             await stack.enter_async_context(self._engine)
-            wires = session_wires(self._settings, self._make_link, self._entropy)
+            wires = session_wires(
+                self._settings, self._make_link, self._entropy, self.metrics.counts
+            )
             self._wires = await stack.enter_async_context(wires)
+            self.metrics.watch(self._engine.batcher, self._wires.requests)
             self._wires.background.start(self._engine.batcher.watch(), "fedsea client compute")
             self._stack = stack.pop_all()
         wire = self._settings.client.wire_dtype.value
@@ -154,8 +167,9 @@ class ClientNode:
     ) -> Conversation:
         """A chat that keeps its session, of at most `max_positions` tokens, from turn to turn."""
         positions = min(max_positions, self.model.max_positions)
-        plan = self._plan(sampling, adapter, strip_start=True)
-        return Conversation(self.session, self.render, plan, positions)
+        plan, watch = self._plan(sampling, adapter, strip_start=True), self._watch()
+        new_session = partial(self._session, trace=watch.trace.own)
+        return Conversation(new_session, self.render, plan, positions, watch)
 
     async def log_likelihoods(
         self,
@@ -183,7 +197,17 @@ class ClientNode:
         Raises:
             AdapterError: the client has no adapter of this name.
         """
-        return ClientSession(self._engine, self._running, max_positions, self._named(adapter))
+        trace = RequestTrace.begin(self._entropy)
+        return self._session(max_positions, self._named(adapter), trace.own)
+
+    def _session(
+        self, max_positions: int, adapter: str | None, trace: TraceContext
+    ) -> ClientSession:
+        return ClientSession(self._engine, self._running, max_positions, adapter, trace)
+
+    def _watch(self) -> RequestWatch:
+        trace = RequestTrace.begin(self._entropy)
+        return RequestWatch(trace, self._entropy, self._spans, self.metrics.requests)
 
     @property
     def _running(self) -> SessionWires:
@@ -195,16 +219,18 @@ class ClientNode:
         return self._settings.client.adapter if adapter == USUAL else adapter
 
     def _generation(self, prompt: list[int], plan: GenerationPlan) -> Generation:
+        watch = self._watch()
+
         async def steps(generation: Generation) -> AsyncGenerator[Token]:
             positions = self._positions(prompt, plan.sampling.max_new_tokens)
-            session = self.session(positions, plan.adapter)
+            session = self._session(positions, plan.adapter, watch.trace.own)
             # One count from the opening on: who is refused has stats, too.
             session.traffic = generation.stats.traffic
             async with session:
                 async for token in decode(session, prompt, plan, generation):
                     yield token
 
-        return Generation(steps)
+        return Generation(steps, watch)
 
     def _positions(self, prompt: Sequence[int], new: int) -> int:
         if not prompt:

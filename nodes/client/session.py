@@ -15,6 +15,7 @@ from fedsea_mq.protocol.messages import Open
 from fedsea_mq.protocol.positions import SentLog
 from fedsea_mq.serving.batcher import Work, joined
 from fedsea_mq.serving.scheduler import Owner
+from fedsea_mq.telemetry.trace import TraceContext
 from fedsea_mq.transport.requests import Traffic
 from nodes.client.engine import ClientEngine
 from nodes.remote_session import RemoteSession
@@ -27,12 +28,18 @@ class ClientSession:
     """Up to `max_positions` positions cached on three parts. Use with `async with`.
 
     All three run with the `adapter` of this name. Raises `AdapterError` if the client has none.
+    `trace` is the request that it is for: the broker and the trunk node are told.
 
     One call at a time: `advance` and `roll_back` are steps of a single sequence.
     """
 
     def __init__(
-        self, engine: ClientEngine, wires: SessionWires, max_positions: int, adapter: str | None
+        self,
+        engine: ClientEngine,
+        wires: SessionWires,
+        max_positions: int,
+        adapter: str | None,
+        trace: TraceContext,
     ) -> None:
         self._engine = engine
         self._max_positions = max_positions
@@ -46,6 +53,7 @@ class ClientSession:
             max_positions=max_positions,
             dtype=self._loaded.spec.dtype,
             adapter=self._adapter.trunk,
+            trace=trace.on_wire,
         )
         self._trunk = RemoteSession(wires, asked, self._loaded.spec, self._log.payload)
         # To the client's own batcher every session is as good as another.

@@ -22,10 +22,12 @@ from fedsea_mq.model.partition import Cut
 from fedsea_mq.protocol.payload import PayloadSpec
 from fedsea_mq.serving.memory import peak_rss_bytes
 from fedsea_mq.settings import Settings
+from fedsea_mq.telemetry.endpoint import MetricsEndpoint
 from fedsea_mq.transport.direct_links import MAX_LINKS
 from fedsea_mq.transport.loop_socket import context_for
 from nodes.load.driver import Driver, SimulatedClient
 from nodes.load.full import FullClient
+from nodes.load.metrics import LoadMetrics
 from nodes.load.thin import ThinClient, ThinModel
 
 _PROGRESS_S: Final = 1.0
@@ -34,13 +36,16 @@ _PROGRESS_S: Final = 1.0
 async def serve(settings: Settings) -> None:
     """Run the plan that comes on standard input."""
     torch.set_num_threads(settings.model.threads)
-    announce(ready="load")
-    line = await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
-    plan = LoadPlan.model_validate_json(line)
+    metrics = LoadMetrics()
     async with AsyncExitStack() as stack:
+        shown = await stack.enter_async_context(MetricsEndpoint(settings.metrics, metrics.registry))
+        announce(ready="load", metrics=shown.url)
+        line = await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+        plan = LoadPlan.model_validate_json(line)
         clients = await _clients(settings, plan, stack)
         announce(clients=len(clients))
         driver = Driver(plan, clients)
+        metrics.watch(driver)
         reports = asyncio.create_task(_report_progress(driver))
         try:
             await driver.run()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -22,6 +22,13 @@ _LAG_CHECK_S: Final = 0.05
 _AFTER_ERROR_S: Final = 1.0
 
 
+OnEnd = Callable[[Request, RequestWatch, Outcome | str], None]
+
+
+def _unwatched(*_: object) -> None:
+    return None
+
+
 class SimulatedClient(Protocol):
     """A client that can run requests."""
 
@@ -31,7 +38,10 @@ class SimulatedClient(Protocol):
 
 
 class Driver:
-    """One load process's run. `tally` counts; `live_tokens` is for progress."""
+    """One load process's run. `tally` counts; `live_tokens` is for progress.
+
+    `on_end` is told of each request that is over, in the window of the tally or not.
+    """
 
     def __init__(self, plan: LoadPlan, clients: Sequence[SimulatedClient]) -> None:
         self._plan = plan
@@ -46,6 +56,7 @@ class Driver:
         self._ended_tokens = 0
         self._ended_traffic = Traffic()
         self.tally = Tally()
+        self.on_end: OnEnd = _unwatched
 
     @property
     def live_tokens(self) -> int:
@@ -77,7 +88,7 @@ class Driver:
         """Measure in the window what no request can: traffic, and this process's own work."""
         if self._plan.measured.from_s:
             await asyncio.sleep(self._plan.measured.from_s)
-        begun_at, cpu, before = time.monotonic(), time.process_time(), self._traffic()
+        begun_at, cpu, before = time.monotonic(), time.process_time(), self.traffic()
         late_s = 0.0
         try:
             while (now := time.monotonic()) < self._window.until_s:
@@ -90,9 +101,9 @@ class Driver:
             wall_s = max(1e-9, time.monotonic() - begun_at)
             self.tally.busiest_share = (time.process_time() - cpu) / wall_s
             self.tally.late_share = late_s / wall_s
-            self._count(self._traffic() - before)
+            self._count(self.traffic() - before)
 
-    def _traffic(self) -> Traffic:
+    def traffic(self) -> Traffic:
         """Of all requests so far."""
         return sum((job.traffic for job in self._jobs), self._ended_traffic)
 
@@ -145,6 +156,7 @@ class Driver:
         if outcome is Outcome.DONE and (vanishes or stops):
             outcome = Outcome.VANISHED if vanishes else Outcome.STOPPED
         watch.end(outcome, time.monotonic(), self.tally, plan.slo)
+        self.on_end(request, watch, outcome)
         return isinstance(outcome, Outcome) and outcome is not Outcome.BUSY
 
     async def _outcome(self, client: int, job: Job) -> Outcome | str:

@@ -15,6 +15,7 @@ import torch
 from fedsea_mq.entry import announce, run_process, settings_from_arguments, stop_asked
 from fedsea_mq.serving.memory import peak_rss_bytes
 from fedsea_mq.settings import Settings
+from fedsea_mq.telemetry.endpoint import MetricsEndpoint
 from nodes.trainer.client import TrainingClient
 from nodes.trainer.events import as_line
 
@@ -22,7 +23,10 @@ from nodes.trainer.events import as_line
 async def train(settings: Settings) -> None:
     """Take part until the run is over, or until asked to stop."""
     torch.set_num_threads(settings.model.threads)
-    async with TrainingClient(settings) as trainer:
+    async with (
+        TrainingClient(settings) as trainer,
+        MetricsEndpoint(settings.metrics, trainer.metrics.registry) as shown,
+    ):
         announce(
             ready="trainer",
             member=settings.training.member,
@@ -32,6 +36,7 @@ async def train(settings: Settings) -> None:
             examples=len(trainer.examples.train),
             validation=len(trainer.examples.validation),
             left_out=trainer.examples.left_out,
+            metrics=shown.url,
         )
         running = asyncio.create_task(_tell(trainer))
         stopping = asyncio.create_task(stop_asked())

@@ -39,6 +39,7 @@ from nodes.trainer.duties import Duties
 from nodes.trainer.events import AttemptFailed, Event, SessionsLost
 from nodes.trainer.examples import Examples
 from nodes.trainer.member import Member
+from nodes.trainer.metrics import TrainerMetrics
 from nodes.trainer.sessions import LOST, Membership, Sessions
 
 _log = get_logger(__name__)
@@ -73,8 +74,8 @@ class TrainingClient:
                 print(event)
 
     `member` is the client's name in the run, the same after a restart; `examples` are what it
-    trains on. By default both are as the settings say. With `lora.dropout`, one a process: dropout
-    draws from the process's random numbers.
+    trains on. By default both are as the settings say. `metrics` is what it shows. With
+    `lora.dropout`, one a process: dropout draws from the process's random numbers.
 
     Raises on entry: `ConfigError` without a run or a member, `TaskDataError` for an empty shard,
     and what the checkpoint and the task raise.
@@ -94,6 +95,7 @@ class TrainingClient:
         self._make_link = make_link
         self._stack = AsyncExitStack()
         self._running: _Running | None = None
+        self.metrics = TrainerMetrics(settings.training.member or "trainer")
 
     async def __aenter__(self) -> Self:
         run, name = self._settings.training.run, self._settings.training.member
@@ -113,6 +115,7 @@ class TrainingClient:
                 max_part_bytes=broker.max_part_mb << 20,
                 keys=Keyring.load(self._settings.security).to_broker(broker.clients),
                 on_refused=self._refused,
+                counts=self.metrics.frames,
             )
             await stack.enter_async_context(link)
             self._running = self._wired(run, member, link, seals)
@@ -126,6 +129,7 @@ class TrainingClient:
         client, parts = self._settings.client, member.parts
         patience = Patience(client.request_timeout_s, client.give_up_s)
         requests = Requests(link.send, patience, self._settings.broker.at, seals)
+        self.metrics.watch(requests)
         sessions = Sessions(
             requests,
             Membership(
@@ -183,6 +187,13 @@ class TrainingClient:
                 is of before.
             UpdateRefused, MalformedFrame, CheckpointError and others: as their names say.
         """
+        async with aclosing(self._until_over()) as events:
+            async for event in events:
+                self.metrics.note(event)
+                yield event
+
+    async def _until_over(self) -> AsyncGenerator[Event]:
+        """Enlist, and again where the sessions were lost."""
         sessions = self._now.sessions
         while True:
             try:

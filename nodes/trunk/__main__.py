@@ -22,6 +22,7 @@ from fedsea_mq.model.attention import compile_attention
 from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.serving.memory import peak_rss_bytes
 from fedsea_mq.settings import Settings
+from fedsea_mq.telemetry.endpoint import MetricsEndpoint
 from nodes.trunk import rank
 from nodes.trunk.node import TrunkNode
 
@@ -32,7 +33,10 @@ async def serve(settings: Settings) -> None:
     # Before any weight, but with the compiler of the attention: it is the same for every model.
     compile_attention(Numerics.of(settings.model).kv)
     baseline = peak_rss_bytes()
-    async with TrunkNode(settings) as node:
+    async with (
+        TrunkNode(settings) as node,
+        MetricsEndpoint(settings.metrics, node.metrics.registry) as shown,
+    ):
         if not await ready_unless_asked(node.registered()):
             return
         announce(
@@ -40,6 +44,7 @@ async def serve(settings: Settings) -> None:
             node=node.name,
             fingerprint=node.fingerprint,
             direct=node.direct,
+            metrics=shown.url,
             baseline_rss=baseline,
             tensor_bytes=node.tensor_bytes,
             rank_tensor_bytes=list(node.rank_tensor_bytes),

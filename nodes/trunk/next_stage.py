@@ -77,6 +77,7 @@ class NextStage:
             urgency=work.owner.urgency.value,
             adapter=None if work.adapter is None else self._adapters[work.adapter],
             onward=Onward(self._first, work.envelope.session),
+            trace=work.trace,
         )
 
     def forward(self, work: Compute, states: list[bytes], deadline: float) -> None:

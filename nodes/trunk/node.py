@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +27,7 @@ from fedsea_mq.security.node_seals import NodeSeals
 from fedsea_mq.serving.background import Background
 from fedsea_mq.serving.batcher import Batcher, Forward, Work, joined
 from fedsea_mq.serving.memory import peak_rss_bytes
+from fedsea_mq.serving.step_metrics import StepMetrics, batcher_readings
 from fedsea_mq.serving.trunk_sessions import (
     BROKER,
     Action,
@@ -37,13 +38,20 @@ from fedsea_mq.serving.trunk_sessions import (
     TrunkTerms,
 )
 from fedsea_mq.settings import Settings
+from fedsea_mq.telemetry import measures
+from fedsea_mq.telemetry.measures import Reading
+from fedsea_mq.telemetry.node_metrics import NodeMetrics
+from fedsea_mq.telemetry.spans import spans_of
+from fedsea_mq.transport.frame_counts import frame_readings
 from fedsea_mq.transport.link import PeerLink
 from fedsea_mq.transport.loop_socket import Context
 from nodes.membership import Membership
-from nodes.session_wires import session_wires
+from nodes.session_wires import SessionCounts, session_wires
 from nodes.trunk.engine import Loaded, Offer, TrunkEngine
 from nodes.trunk.meter import Meter
+from nodes.trunk.metrics import session_readings
 from nodes.trunk.next_stage import NextStage
+from nodes.trunk.session_watch import SessionWatch
 from nodes.trunk.training import TrunkTraining, training_terms
 from nodes.trunk.wires import Wires
 
@@ -55,7 +63,7 @@ class TrunkNode:
     """Serves the model's middle blocks while inside `async with`; trains them, if it has a run.
 
     `engine` is what computes, by default the blocks that the settings say; the sockets are of
-    `context`, or of contexts of their own.
+    `context`, or of contexts of their own. `metrics` is what it shows.
 
     Raises on entry: `CheckpointError`, `UnsupportedModel`, `IllegalCut` or `AdapterError`, as the
     model and the adapters say; `ConfigError` for numbers that it cannot both serve and train in, or
@@ -77,13 +85,22 @@ class TrunkNode:
         self._caches: dict[bytes, KVCache] = {}
         self._empty = asyncio.Event()
         self._parts: _Parts | None = None
+        self.metrics = NodeMetrics("trunk", self.name)
+        self.metrics.read(self._readings)
+        self._step_metrics = StepMetrics(self.metrics)
+        # Of its sessions with a next stage.
+        self._onward = SessionCounts()
 
     async def __aenter__(self) -> Self:
         seals = NodeSeals.of(self._settings.security)
         async with AsyncExitStack() as stack:
+            spans = spans_of(self._settings.telemetry, "trunk", self.name)
+            watch = SessionWatch(self.name, await stack.enter_async_context(spans))
+            stack.callback(watch.leave)
             engine = await stack.enter_async_context(self._engine)
             loaded, batcher = engine.loaded, engine.batcher
             next_stage = await stack.enter_async_context(self._next_stage(loaded.offer))
+            self._step_metrics.watch(batcher)
             wires = Wires(self._settings, self._receive, self._broker_of, seals, self._context)
             await stack.enter_async_context(wires)
             background = await stack.enter_async_context(Background())
@@ -94,7 +111,8 @@ class TrunkNode:
                 loaded.run,
                 engine.run_blocks,
                 loaded.offer,
-                TrunkSessions(self._terms(loaded, wires)),
+                TrunkSessions(self._terms(loaded, wires), watch),
+                watch,
                 batcher,
                 wires,
                 background,
@@ -193,7 +211,8 @@ class TrunkNode:
         if offer.next_block is None:
             yield None
             return
-        async with session_wires(self._settings, partial(PeerLink, context=self._context)) as wires:
+        make_link = partial(PeerLink, context=self._context)
+        async with session_wires(self._settings, make_link, counts=self._onward) as wires:
             adapters = {ref.name: ref for ref in offer.adapters}
             next_stage = NextStage(
                 wires, offer.fingerprint, offer.next_block, adapters, self._answer
@@ -273,26 +292,30 @@ class TrunkNode:
         step, next_stage = self._step(work), self._running.next_stage
         if next_stage is not None:
             next_stage.expect(work)
-        step.settle = partial(self._computed, work, step.deadline)
+        step.settle = partial(self._computed, work, step.deadline, _now())
         try:
             self._running.batcher.submit(step)
         except FedSeaError as error:
-            self._computed(work, step.deadline, error)
+            self._computed(work, step.deadline, _now(), error)
 
-    def _computed(self, work: Compute, deadline: float, outcome: list[bytes] | Exception) -> None:
-        next_stage = self._running.next_stage
+    def _computed(
+        self, work: Compute, deadline: float, came_at: float, outcome: list[bytes] | Exception
+    ) -> None:
+        next_stage, watch = self._running.next_stage, self._running.watch
         if isinstance(outcome, NotRunning):
             return
         if isinstance(outcome, DeadlineExceeded):
             self._answer(work, outcome)
         elif isinstance(outcome, Exception):
             reason = type(outcome).__name__  # one session's fault; the class says enough
-            _log.error("step failed", node=self.name, error=reason)
+            watch.failed(work, reason)
             self._answer(work, StepFailed(f"compute failed: {reason}"))
-        elif next_stage is not None:
-            next_stage.forward(work, outcome, deadline)
         else:
-            self._answer(work, outcome)
+            watch.computed(work, _now() - came_at)
+            if next_stage is not None:
+                next_stage.forward(work, outcome, deadline)
+            else:
+                self._answer(work, outcome)
 
     def _answer(self, work: Compute, outcome: list[bytes] | FedSeaError) -> None:
         """Give the session the trunk's outputs, or tell why there are none."""
@@ -327,13 +350,20 @@ class TrunkNode:
     async def _expire(self) -> None:
         while True:
             await asyncio.sleep(_EXPIRY_CHECK_S)
-            actions = self._running.sessions.expire(_now())
-            if actions:
-                ended = sum(isinstance(action, Release) for action in actions)
-                _log.info("leases ran out", node=self.name, sessions=ended)
-            self._act(actions)
+            self._act(self._running.sessions.expire(_now()))
             if self._running.training is not None:
                 self._running.training.expire()
+
+    def _readings(self) -> Iterable[Reading]:
+        if self._parts is None:
+            return
+        parts = self._parts
+        sessions = parts.sessions
+        yield from session_readings(sessions, parts.run.kv_shape.bytes_per_position)
+        yield from frame_readings(parts.wires.counts, refused=sessions.counters.refused)
+        yield from batcher_readings(parts.batcher)
+        yield measures.FAILOVERS.of(self._onward.failovers)
+        yield measures.TRAINING_SESSIONS.of(len(parts.training_sessions))
 
     def _offer(self, broker: bytes) -> Register:
         parts = self._running
@@ -378,6 +408,7 @@ class _Parts:
     forward: Forward
     offer: Offer
     sessions: TrunkSessions
+    watch: SessionWatch
     batcher: Batcher
     wires: Wires
     background: Background

@@ -17,6 +17,7 @@ from fedsea_mq.security.trust_watch import TrustWatch
 from fedsea_mq.serving.trunk_sessions import BROKER, DIRECT, of_broker
 from fedsea_mq.settings import Settings
 from fedsea_mq.transport.direct_listener import WELCOME, DirectListener
+from fedsea_mq.transport.frame_counts import Direction, FrameCounts
 from fedsea_mq.transport.link import PeerLink
 from fedsea_mq.transport.loop_socket import Context
 
@@ -31,8 +32,8 @@ class Wires:
     `broker_of` says by which broker a session's client speaks; None, of one that is not held.
 
     What the broker passes on is as good as anybody's: it has seen to whose it is. With `seals`,
-    frames come opened, and what is sent is sealed. The sockets are of `context`, or of contexts of
-    their own. Use with `async with`. Raises `KeyFileError`,
+    frames come opened, and what is sent is sealed. `counts` has the totals of both. The sockets are
+    of `context`, or of contexts of their own. Use with `async with`. Raises `KeyFileError`,
     `PlaintextRefused` or `ConfigError`, as the keys are.
     """
 
@@ -47,6 +48,7 @@ class Wires:
         self._on_frame = on_frame
         self._broker_of = broker_of
         self._seals = seals
+        self.counts = FrameCounts(Direction.DOWN)
         broker, direct = settings.broker, settings.trunk.direct
         max_part_bytes = broker.max_part_mb << 20
         self._keyring = Keyring.load(settings.security)
@@ -59,6 +61,7 @@ class Wires:
                 keys=self._keyring.to_broker(endpoint),
                 on_refused=_keep_trying,
                 context=context,
+                counts=self.counts,
             )
             for number, endpoint in enumerate(self._endpoints)
         }
@@ -71,6 +74,7 @@ class Wires:
                 max_part_bytes=max_part_bytes,
                 max_queued=broker.max_queued_frames,
                 max_connections=settings.trunk.max_sessions,
+                counts=self.counts,
                 keys=self._keyring.door(direct, *WELCOME),
                 context=context,
             )
@@ -121,6 +125,7 @@ class Wires:
         try:
             opened = self._seals.open(frame)
         except FedSeaError as error:
+            self.counts.refuse(error)
             self._transmit(Frame.error(error, frame.envelope).parts(), origin)
             return
         self._on_frame(opened, origin, who)

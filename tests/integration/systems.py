@@ -39,7 +39,9 @@ async def running(model: Path | str, *overrides: str, trunks: int = 1) -> AsyncI
     """Broker, trunk nodes and a client on free ports; noise off and fp32 unless overridden."""
     settings = Settings.load(None, [*EXACT, f"model.path={model}", *overrides])
     async with AsyncExitStack() as stack:
-        broker = await stack.enter_async_context(Broker(settings.broker, settings.security))
+        broker = await stack.enter_async_context(
+            Broker(settings.broker, settings.security, telemetry=settings.telemetry)
+        )
         settings = settings.replace(broker={"clients": broker.clients, "nodes": broker.nodes})
         nodes = [await stack.enter_async_context(TrunkNode(settings)) for _ in range(trunks)]
         for node in nodes:

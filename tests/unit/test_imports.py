@@ -102,6 +102,13 @@ def test_the_scheduler_and_the_session_rules_hold_no_tensor_socket_or_clock() ->
         assert not found & {"torch", "zmq", "asyncio", "time"}
 
 
+def test_telemetry_imports_what_it_must_and_opentelemetry_is_not_loaded_by_nodes() -> None:
+    ours = [line.split(": ")[1] for line in importing("fedsea_mq/telemetry", "fedsea_mq")]
+    allowed = {"protocol", "errors", "section", "telemetry"}
+    assert {name.split(".")[1] for name in ours if name != "fedsea_mq"} == allowed
+    assert "opentelemetry" not in loaded_by("import broker.__main__, nodes.trunk, nodes.client")
+
+
 def test_rounds_and_aggregation_hold_no_socket_and_no_clock_and_rounds_no_tensor() -> None:
     training = ROOT / "fedsea_mq" / "training"
     rounds = [training / "rounds.py", training / "round_plan.py"]

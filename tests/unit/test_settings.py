@@ -190,3 +190,20 @@ def test_noise_is_switched_off_with_all_that_goes_with_it() -> None:
     settings = Settings.load(None, ["noise.clip=1.5", "noise.shape=shape.safetensors"])
     assert settings.noise.shape == Path("shape.safetensors")
     assert settings.replace(noise=NOISE_OFF).noise == NoiseSettings(mode=NoiseMode.OFF)
+
+
+def test_metrics_are_shown_on_a_network_only_where_that_is_asked_for() -> None:
+    for host in ("0.0.0.0", "192.0.2.10", "::"):
+        with pytest.raises(ConfigError, match=r"set metrics\.off_loopback"):
+            Settings.load(None, [f"metrics.host='{host}'"])
+        asked = Settings.load(None, [f"metrics.host='{host}'", "metrics.off_loopback=true"])
+        assert asked.metrics.host == host
+    assert Settings.load(None, ["metrics.host='::1'"]).metrics.port is None
+    with pytest.raises(ConfigError, match=r"metrics\.host"):
+        Settings.load(None, ["metrics.host=localhost"])
+
+
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:4318", "ftp://a", "http://", "http://a b"])
+def test_a_collector_is_named_by_an_http_url(endpoint: str) -> None:
+    with pytest.raises(ConfigError, match=r"telemetry\.otlp_endpoint"):
+        Settings.load(None, [f"telemetry.otlp_endpoint='{endpoint}'"])

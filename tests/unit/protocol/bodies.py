@@ -42,6 +42,7 @@ BODIES: list[Any] = [
         adapter=ADAPTER,
         seal=KEY,
         onward=Onward(3, bytes(16), b"peer"),
+        trace=bytes(range(24)),
     ),
     m.SealedAccept(ephemeral=KEY, node_key=KEY, signature=bytes(64), terms=bytes(200)),
     m.Accept(
@@ -137,6 +138,10 @@ WRONG: dict[str, list[Any]] = {
     "dtype": ["fp64", "FP32", "", 1, None, ["fp32"], SECRET],
     "client": ["peer", bytes(256), 5, None, [SECRET]],
     "seal": [key for key in _NO_KEY if key is not None],
+    "trace": [
+        *(b"", bytes(23), bytes(24), bytes(16) + b"s" * 8, b"t" * 16 + bytes(8), b"t" * 25),
+        *("a" * 24, 5, [SECRET], SECRET),
+    ],
     "ephemeral": _NO_KEY,
     "node_key": _NO_KEY,
     "signature": [bytes(65), "a" * 64, 5, None, SECRET],

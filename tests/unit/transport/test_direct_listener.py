@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from fedsea_mq.errors import EndpointUnavailable, MalformedFrame, NotTrusted, UnsupportedVersion
-from fedsea_mq.protocol.envelope import Envelope, Kind
+from fedsea_mq.protocol.envelope import PROTOCOL_VERSION, Envelope, Kind
 from fedsea_mq.protocol.frames import Frame, Parts
 from fedsea_mq.protocol.messages import Nothing
 from fedsea_mq.security.identity import ANYBODY, Identity, Party
@@ -74,7 +74,10 @@ async def test_each_client_gets_its_own_answers_though_they_came_in_one_message(
     ("parts", "error"),
     [
         ([b"garbage", b""], MalformedFrame),
-        ([b"\x94\x09\x08\xc4\x00\x00", b"\x00\x80"], UnsupportedVersion),
+        (
+            [bytes([0x94, PROTOCOL_VERSION + 1]) + b"\x08\xc4\x00\x00", b"\x00\x80"],
+            UnsupportedVersion,
+        ),
         ([ASK[0]], MalformedFrame),
         ([Envelope(Kind.BUNDLE).encode(), b"\x93", b""], MalformedFrame),
     ],
