@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fedsea_mq.protocol.positions import SentLog
 
+ROW_SIZES = (4, 2)
 TOKENS = st.integers(0, 2)
 WRITES = st.lists(st.tuples(st.integers(0, 9), st.lists(TOKENS, max_size=8)), max_size=30)
 
@@ -16,12 +17,12 @@ WRITES = st.lists(st.tuples(st.integers(0, 9), st.lists(TOKENS, max_size=8)), ma
 @settings(max_examples=200, deadline=None, database=None)
 @given(WRITES)
 def test_bytes_change_exactly_where_the_prefix_does(writes: list[tuple[int, list[int]]]) -> None:
-    log, draws = SentLog((4, 2)), count()
+    log, draws = SentLog(ROW_SIZES), count()
     for at, tokens in writes:
         start = min(at, len(log.tokens))
         before_tokens, before = list(log.tokens), log.payload(0, len(log.tokens))
         rows = [next(draws) for _ in tokens]
-        fresh = [b"".join(row.to_bytes(size, "little") for row in rows) for size in log.row_sizes]
+        fresh = [b"".join(row.to_bytes(size, "little") for row in rows) for size in ROW_SIZES]
 
         sent = log.record(start, tokens, fresh)
 
@@ -30,7 +31,7 @@ def test_bytes_change_exactly_where_the_prefix_does(writes: list[tuple[int, list
             tokens[same - start]
         ]:
             same += 1
-        for size, old, new, drawn in zip(log.row_sizes, before, sent, fresh, strict=True):
+        for size, old, new, drawn in zip(ROW_SIZES, before, sent, fresh, strict=True):
             kept = (same - start) * size
             assert new == old[start * size : same * size] + drawn[kept:]
         whole = same == start + len(tokens)

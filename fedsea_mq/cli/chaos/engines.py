@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 
 import torch
 
+from fedsea_mq.errors import CheckpointError
 from fedsea_mq.model.attention import Span
 from fedsea_mq.model.partition import Cut
 from fedsea_mq.privacy.noise import NoiseSource
@@ -69,6 +70,15 @@ class ChainTrunkEngine(TrunkEngine):
         return self._model.trunk(states, spans)
 
 
+class _ChainCheckpoint(SimpleNamespace):
+    """Token ids, and no text."""
+
+    @property
+    def tokenizer(self) -> None:
+        """None is there."""
+        raise CheckpointError("the chain model has no tokenizer")
+
+
 class ChainClientEngine(ClientEngine):
     """Both ends of the chain."""
 
@@ -81,9 +91,10 @@ class ChainClientEngine(ClientEngine):
         self._virtual = VirtualBatcher(StepLimits(settings.client.step_positions))
 
     async def __aenter__(self) -> Self:
-        config = SimpleNamespace(vocab_size=VOCAB)
-        checkpoint: Any = SimpleNamespace(
-            config=config, max_positions=MAX_POSITIONS, eos_token_ids=frozenset(), tokenizer=None
+        checkpoint: Any = _ChainCheckpoint(
+            config=SimpleNamespace(vocab_size=VOCAB),
+            max_positions=MAX_POSITIONS,
+            eos_token_ids=frozenset(),
         )
         head: Any = SimpleNamespace(run=part_like(1, KV_BYTES))
         tail: Any = SimpleNamespace(run=part_like(self._model.tail_blocks, KV_BYTES))
