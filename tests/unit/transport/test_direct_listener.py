@@ -74,7 +74,7 @@ async def test_each_client_gets_its_own_answers_though_they_came_in_one_message(
     ("parts", "error"),
     [
         ([b"garbage", b""], MalformedFrame),
-        ([b"\x94\x09\x08\xc4\x00\x00", b"\x00\x80"], UnsupportedVersion),
+        ([b"\x94\x7f\x08\xc4\x00\x00", b"\x00\x80"], UnsupportedVersion),
         ([ASK[0]], MalformedFrame),
         ([Envelope(Kind.BUNDLE).encode(), b"\x93", b""], MalformedFrame),
     ],
