@@ -16,7 +16,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-docs lint unit soak soak-train docs wheel audit lock clean
+.PHONY: setup demo test test-docs lint unit soak soak-train soak-chain docs wheel audit lock clean
 
 setup: $(READY)
 
@@ -66,6 +66,10 @@ soak: $(READY)
 # Minutes: twenty processes of a training run killed at random, by each strategy.
 soak-train: $(READY)
 	$(BIN)/python -m pytest -m slow --capture no tests/chaos/test_training_kills.py
+
+# Minutes: each stage of a chain of three killed in the middle of prompts and of answers.
+soak-chain: $(READY)
+	$(BIN)/python -m pytest -m slow tests/chaos/test_chain_kills.py
 
 # Known weaknesses of the locked packages, as PyPI lists them.
 audit: $(READY)

@@ -20,7 +20,7 @@ So duplicates, reorderings and retries are harmless, and no position is computed
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from hashlib import blake2b
 
@@ -163,12 +163,12 @@ class SentLog:
     two noisy copies of one state can be averaged. Only the client ever holds this.
     """
 
-    row_sizes: InitVar[tuple[int, ...]]
+    row_sizes: tuple[int, ...]
     tokens: list[int] = field(default_factory=list)
     _states: StatesLog = field(init=False)
 
-    def __post_init__(self, row_sizes: tuple[int, ...]) -> None:
-        self._states = StatesLog(row_sizes)
+    def __post_init__(self) -> None:
+        self._states = StatesLog(self.row_sizes)
 
     def known(self, start: int, tokens: Sequence[int]) -> int:
         """How many of `tokens`, placed at `start`, were already sent at those positions."""

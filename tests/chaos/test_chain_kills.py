@@ -52,7 +52,7 @@ async def killed_in(system: LocalSystem, client: ClientNode, stage: int, phase: 
     completing = asyncio.create_task(generation.complete())
     while generation.stats.traffic.round_trips < _TRIPS[phase]:
         assert not completing.done()
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
     child = await holder(system, stage)
     child.process.send_signal(signal.SIGKILL)
     assert not completing.done()
@@ -81,6 +81,7 @@ async def test_a_killed_stage_of_a_chain_is_replaced_without_a_wrong_token(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 async def test_each_of_three_stages_is_killed_and_started_again(
     make_model: MakeModel, phase: Phase
