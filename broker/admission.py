@@ -49,6 +49,11 @@ class Admission:
         self._lines: dict[str, Line[Ask]] = {}
         self._comebacks = Comebacks()
 
+    @property
+    def waiting(self) -> int:
+        """How many sessions have a place in a line."""
+        return sum(len(line) for line in self._lines.values())
+
     def ask(self, ask: Ask, now: float) -> list[Verdict]:
         """Judge a request and, if room comes of it, those before it; no word of it: it is held.
 

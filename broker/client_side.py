@@ -158,6 +158,7 @@ class ClientSide:
                 bytes_relayed=state.counters.bytes_relayed,
                 errors=state.counters.errors,
                 nodes=state.registry.statuses(now),
+                waiting=state.admission.waiting,
             )
             self._report = _Report(now, encode_body(report))
         return Frame(Envelope(Kind.STATUS_REPORT, seq=envelope.seq), self._report.body).parts()
