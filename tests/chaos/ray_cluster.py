@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,12 @@ class Machines:
     def address(self) -> str:
         return str(self.cluster.address)
 
+    @property
+    def ours(self) -> list[psutil.Process]:
+        """The processes that Ray runs for us, on whichever machine."""
+        every = [self.cluster.head_node, *self.workers]
+        return [p for worker in every for p in _processes_of(worker) if _is_ours(p)]
+
     def add(self) -> None:
         self.workers.append(self.cluster.add_node(num_cpus=2))
 
@@ -57,7 +63,7 @@ class Machines:
             worker
             for worker in self.workers
             for process in _processes_of(worker)
-            if any(argument.endswith(f"/{name}.yaml") for argument in process.cmdline())
+            if any(argument.endswith(f"/{name}.yaml") for argument in _arguments(process))
         )
 
     def cut_power_of(self, worker: Any) -> None:
@@ -92,8 +98,8 @@ def machines(workers: int) -> Iterator[Machines]:
 def keyed_settings(folder: Path, *overrides: str) -> Settings:
     """One key for all parties: Ray's machines have addresses, where nothing is said in clear."""
     keys = Keys.of(folder)
-    for party in (Party.CLIENT, Party.TRUNK, Party.TRAINER, Party.AGGREGATOR):
-        keys.trust.add(party, "broker", keys.public("broker"))
+    for party in Party:
+        keys.trust.add(party, "site", keys.public("broker"))
     return keys.settings(Settings.load(None, [*FAST, *overrides]), "broker")
 
 
@@ -116,8 +122,10 @@ class Up:
 
 
 @asynccontextmanager
-async def up_on_ray(cluster: Machines, settings: Settings, folder: Path) -> AsyncIterator[Up]:
-    """The command's process until the test is over; it must end well, and leave nothing."""
+async def up_on_ray(
+    cluster: Machines, settings: Settings, folder: Path, status: int = 0
+) -> AsyncIterator[Up]:
+    """The command's process until the test is over; it must end with `status`, and leave nothing."""
     config = folder / "up.yaml"
     settings.write(config)
     arguments = ("up", "--on", "ray", "--address", cluster.address, "--config", str(config))
@@ -129,15 +137,17 @@ async def up_on_ray(cluster: Machines, settings: Settings, folder: Path) -> Asyn
     )
     try:
         said = await _until_ready(process)
-        ends = {end: said[f"broker for {end}"] for end in ("clients", "nodes")}
-        reached = settings.replace(broker=ends)
+        at = {side: said[f"broker for {side}"] for side in ("clients", "nodes")}
+        reached = settings.replace(broker=at)
         async with StatusWatch(reached.broker, reached.security) as watch:
             yield Up(process, reached, watch)
     finally:
-        process.send_signal(signal.SIGINT)
-        status = await process.wait()
-    assert status == 0
-    assert not [p for worker in cluster.workers for p in _processes_of(worker) if _is_ours(p)]
+        left = cluster.ours
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGINT)
+        ended_with = await process.wait()
+    assert ended_with == status
+    assert not await still_running(left)
 
 
 async def _until_ready(process: asyncio.subprocess.Process) -> dict[str, str]:
@@ -153,8 +163,28 @@ async def _until_ready(process: asyncio.subprocess.Process) -> dict[str, str]:
     raise AssertionError("fedsea up ended before it was ready")
 
 
-def _is_ours(process: psutil.Process) -> bool:
+async def still_running(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that do not end within a while; who has ended and was not asked for its status, has."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(30):
+            while any(map(_runs, processes)):
+                await asyncio.sleep(0.1)
+    return [process for process in processes if _runs(process)]
+
+
+def _runs(process: psutil.Process) -> bool:
     try:
-        return "nodes.trunk" in process.cmdline()
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    return any(argument in {"broker", "nodes.trunk"} for argument in _arguments(process))
+
+
+def _arguments(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []  # it has ended

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +15,14 @@ import pytest
 
 from fedsea_mq.model.sampling import SamplingSettings
 from nodes import ClientNode
-from tests.chaos.ray_cluster import ROOT, Machines, keyed_settings, machines, up_on_ray
+from tests.chaos.ray_cluster import (
+    ROOT,
+    Machines,
+    keyed_settings,
+    machines,
+    still_running,
+    up_on_ray,
+)
 from tests.integration.train_command import TrainCommand, short_run
 
 pytestmark = pytest.mark.slow
@@ -81,10 +89,10 @@ async def test_a_lost_machine_costs_no_token_and_its_node_is_replaced(
         back_s = time.monotonic() - lost_at
     assert [answer.result()[0] for answer in answers] == undisturbed
     assert moved >= 1
-    print(
+    sys.stdout.write(
         f"\n{lost} lost with its machine: {moved} of {len(askers)} sessions moved, no token "
         f"differs; all answered after {answered_s:.1f} s, "
-        f"{max(node.name for node in report.nodes)} in its place after {back_s:.1f} s"
+        f"{max(node.name for node in report.nodes)} in its place after {back_s:.1f} s\n"
     )
     cluster.add()
 
@@ -132,11 +140,20 @@ async def test_nodes_follow_the_load_up_and_down_without_an_error(
             load.scale(0, group)
         errors = (await up.watch.report()).errors
     assert load.answers >= 12
-    print(
+    sys.stdout.write(
         f"\n1 to 3 nodes in {took_s[1]:.1f} s, to 1 again in {took_s[2]:.1f} s; {load.answers} "
         f"answers of {GREEDY.max_new_tokens} tokens, none wrong; {load.moved} sessions moved as "
-        f"nodes left; the broker counts {errors} errors"
+        f"nodes left; the broker counts {errors} errors\n"
     )
+
+
+async def test_a_command_that_is_killed_leaves_nothing(cluster: Machines, tmp_path: Path) -> None:
+    async with up_on_ray(cluster, keyed_settings(tmp_path), tmp_path, status=-signal.SIGKILL) as up:
+        await up.until(lambda report: len(report.nodes) == 1)
+        doomed = cluster.ours
+        up.process.kill()
+        assert len(doomed) == 2
+        assert not await still_running(doomed)
 
 
 async def test_load_comes_from_several_machines(cluster: Machines, tmp_path: Path) -> None:
@@ -155,7 +172,8 @@ async def test_load_comes_from_several_machines(cluster: Machines, tmp_path: Pat
     assert report["requests"]["done"] > 0
     assert not report["requests"]["errors"]
     assert report["jain"] > 0.5  # both processes' clients are in it
-    print(f"\n{report['requests']['done']} requests from two processes on Ray, no error")
+    done = report["requests"]["done"]
+    sys.stdout.write(f"\n{done} requests from two processes on Ray, no error\n")
 
 
 async def test_a_training_run_on_ray_learns_as_on_this_machine(
@@ -165,7 +183,7 @@ async def test_a_training_run_on_ray_learns_as_on_this_machine(
     for name, options in (("here", []), ("ray", ["--on", "ray", "--address", cluster.address])):
         folder = tmp_path / name
         (folder / "keys").mkdir(parents=True)
-        settings = keyed_settings(folder / "keys", *short_run(folder))
+        settings = keyed_settings(folder / "keys", *short_run(folder), "training.member=site")
         command = await TrainCommand.start(settings, folder, *options)
         reports.append(await command.report())
     here, on_ray = reports
@@ -173,4 +191,5 @@ async def test_a_training_run_on_ray_learns_as_on_this_machine(
         member: pytest.approx(losses, abs=1e-5) for member, losses in here["losses"].items()
     }
     assert not on_ray["restarts"]
-    print(f"\n{on_ray['samples']} samples on Ray in {on_ray['seconds']:.0f} s, the same losses")
+    said = f"\n{on_ray['samples']} samples on Ray in {on_ray['seconds']:.0f} s, the same losses\n"
+    sys.stdout.write(said)

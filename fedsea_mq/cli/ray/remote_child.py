@@ -11,8 +11,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from fedsea_mq.cli.ray.host import LOST, Ended, Launch, ProcessHost
 from fedsea_mq.cli.started import STOP_S, Started
-from fedsea_mq.errors import FedSeaError, ProcessFailed
-from fedsea_mq.settings import Settings
+from fedsea_mq.errors import FedSeaError, NoPlace, ProcessFailed
 
 _HOST: Final[Any] = ray.remote(ProcessHost)
 # Of an answer to a stop, beyond the time that the process has.
@@ -35,18 +34,15 @@ class RemoteChild(Started):
         `options` are those of the actor: what it needs, and where it may be.
 
         Raises:
-            ProcessFailed: Ray found no place within `ray.place_s`, or it cannot run there.
+            NoPlace: Ray found none within `ray.place_s`.
+            ProcessFailed: it cannot run where Ray has put it.
         """
         host = _HOST.options(**options).remote()
         try:
-            async with asyncio.timeout(launch.settings.ray.place_s):
-                address = await host.start.remote(launch)
-        except BaseException as error:
+            return cls(launch.name, host, await _placed(host, launch, options))
+        except BaseException:
             ray.kill(host)
-            if (why := _why(error, launch.settings, options)) is None:
-                raise
-            raise ProcessFailed(f"{launch.name}: {why}") from error
-        return cls(launch.name, host, address)
+            raise
 
     async def read_line(self) -> bytes:
         """Its next line as it wrote it; nothing at its end."""
@@ -103,15 +99,22 @@ class RemoteChild(Started):
         return self._ended.status
 
 
-def _why(error: BaseException, settings: Settings, options: Mapping[str, Any]) -> str | None:
-    """What to say of a process that could not be started; nothing of what is not Ray's."""
-    match error:
-        case TimeoutError():
-            needs = f"{options['num_cpus']:g} CPUs and {options['num_gpus']:g} GPUs"
-            return f"Ray had no place with {needs} within {settings.ray.place_s:g} s"
-        case RayTaskError() if isinstance(error.cause, FedSeaError):
-            return str(error.cause)
-        case RayError():
-            return f"Ray could not start it: {str(error).strip().splitlines()[-1]}"
-        case _:
-            return None
+async def _placed(host: Any, launch: Launch, options: Mapping[str, Any]) -> str:
+    """The address of the machine on which the actor has started the process."""
+    within_s = launch.settings.ray.place_s
+    try:
+        async with asyncio.timeout(within_s):
+            address: str = await host.start.remote(launch)
+    except TimeoutError:
+        needs = f"{options['num_cpus']:g} CPUs and {options['num_gpus']:g} GPUs"
+        said = f"{launch.name}: Ray had no place with {needs} within {within_s:g} s"
+        raise NoPlace(said) from None
+    except RayError as error:
+        raise ProcessFailed(f"{launch.name}: {_why(error)}") from error
+    return address
+
+
+def _why(error: RayError) -> str:
+    if isinstance(error, RayTaskError) and isinstance(error.cause, FedSeaError):
+        return str(error.cause)
+    return f"Ray could not start it: {str(error).strip().splitlines()[-1]}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedsea_mq.cli.ray.remote_child import RemoteChild
 from fedsea_mq.cli.ray.system import RaySystem
-from fedsea_mq.errors import ProcessFailed
+from fedsea_mq.errors import NoPlace, ProcessFailed
 
 
 @dataclass(slots=True, eq=False)
@@ -37,7 +37,7 @@ class Replicas:
 
     `tell` hears, in a line for people, what becomes of which. For one that ends unasked, the next
     `resize` starts another. More than `ray.max_restarts` of those raise `ProcessFailed` in the
-    group, as does one that ends while none was ever ready: the next would do so again.
+    group, as does one that ends, or finds no place, while none was ever ready: the next would, too.
 
     `first_ready` is what the first one said when it was ready.
     """
@@ -79,23 +79,24 @@ class Replicas:
 
     async def _live(self, replica: Replica) -> None:
         try:
-            why = await self._serve(replica)
-        except ProcessFailed as error:
-            why = str(error)
+            failure = await self._failure_of(replica)
         finally:
             await self._end(replica)
-        self._missed(why)
+        self._missed(failure)
 
-    async def _serve(self, replica: Replica) -> str:
-        """From its start to its end, which nobody asked for; how it ended."""
-        child = replica.child = await self._system.start_trunk(replica.number)
-        said = await child.wait_ready()
+    async def _failure_of(self, replica: Replica) -> ProcessFailed:
+        """See it through, from its start to its end, which nobody asked for."""
+        try:
+            child = replica.child = await self._system.start_trunk(replica.number)
+            said = await child.wait_ready()
+        except ProcessFailed as error:
+            return error
         replica.is_ready = True
         if not self.first_ready.done():
             self.first_ready.set_result(said)
         self._tell(f"{child.name} is ready on {child.address}")
         status = await child.wait()
-        return f"{child.name} ended with {status}: {child.log_tail()}"
+        return ProcessFailed(f"{child.name} ended with {status}: {child.log_tail()}")
 
     async def _end(self, replica: Replica) -> None:
         if replica.child is not None:
@@ -104,9 +105,10 @@ class Replicas:
             await self._system.stop_trunk(replica.child)
         del self._living[replica]
 
-    def _missed(self, why: str) -> None:
-        self._restarts += 1
+    def _missed(self, failure: ProcessFailed) -> None:
+        # A full cluster is asked again for as long as the load wants more than it has.
+        self._restarts += not isinstance(failure, NoPlace)
         most = self._system.settings.ray.max_restarts
         if not self.first_ready.done() or (most is not None and self._restarts > most):
-            raise ProcessFailed(why)
-        self._tell(why)
+            raise failure
+        self._tell(str(failure))

@@ -24,8 +24,13 @@ OnLine = Callable[[str, dict[str, Any]], None]
 
 
 def members_of(settings: Settings) -> list[str]:
-    """The names of the members that a run on this machine has."""
-    return [f"member-{number + 1}" for number in range(settings.training.clients)]
+    """The names of the members that this command starts.
+
+    With `training.member` they are those that its key may have: that name, a dot and a number.
+    """
+    stem = settings.training.member
+    before = "member-" if stem is None else f"{stem}."
+    return [f"{before}{number + 1}" for number in range(settings.training.clients)]
 
 
 def run_folder(settings: Settings, *, resume: bool) -> Path:
