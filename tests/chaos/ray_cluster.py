@@ -48,6 +48,10 @@ class Machines:
     def address(self) -> str:
         return str(self.cluster.address)
 
+    def process_of(self, name: str) -> psutil.Process:
+        """The process of this name, on whichever machine."""
+        return next(one for one in self.ours if _is_called(one, name))
+
     @property
     def ours(self) -> list[psutil.Process]:
         """The processes that Ray runs for us, on whichever machine."""
@@ -63,7 +67,7 @@ class Machines:
             worker
             for worker in self.workers
             for process in _processes_of(worker)
-            if any(argument.endswith(f"/{name}.yaml") for argument in _arguments(process))
+            if _is_called(process, name)
         )
 
     def cut_power_of(self, worker: Any) -> None:
@@ -125,7 +129,7 @@ class Up:
 async def up_on_ray(
     cluster: Machines, settings: Settings, folder: Path, status: int = 0
 ) -> AsyncIterator[Up]:
-    """The command's process until the test is over; it must end with `status`, and leave nothing."""
+    """The command's process until the test is over; it must end so, and leave nothing."""
     config = folder / "up.yaml"
     settings.write(config)
     arguments = ("up", "--on", "ray", "--address", cluster.address, "--config", str(config))
@@ -181,6 +185,10 @@ def _runs(process: psutil.Process) -> bool:
 
 def _is_ours(process: psutil.Process) -> bool:
     return any(argument in {"broker", "nodes.trunk"} for argument in _arguments(process))
+
+
+def _is_called(process: psutil.Process, name: str) -> bool:
+    return any(argument.endswith(f"/{name}.yaml") for argument in _arguments(process))
 
 
 def _arguments(process: psutil.Process) -> list[str]:

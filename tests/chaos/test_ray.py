@@ -147,6 +147,40 @@ async def test_nodes_follow_the_load_up_and_down_without_an_error(
     )
 
 
+async def test_a_broker_that_is_killed_is_started_again_at_its_ports(
+    cluster: Machines, tiny_llama: Path, tmp_path: Path
+) -> None:
+    settings = keyed_settings(tmp_path, f"model.path={tiny_llama}")
+    async with (
+        up_on_ray(cluster, settings, tmp_path) as up,
+        ClientNode(up.settings) as client,
+    ):
+        asker = Asker(client, 0)
+        undisturbed, _ = await asker.answer()
+        asker.reached.clear()
+        async with asyncio.TaskGroup() as group:
+            answer = group.create_task(asker.answer())
+            await asker.reached.wait()
+            cluster.process_of("broker").kill()
+        assert answer.result()[0] == undisturbed
+
+
+async def test_where_there_is_no_place_the_command_says_so(
+    cluster: Machines, tmp_path: Path
+) -> None:
+    config = tmp_path / "large.yaml"
+    keyed_settings(tmp_path, "ray.cpus=64", "ray.place_s=3").write(config)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "fedsea_mq.cli", "up", "--config", str(config)),
+        *("--on", "ray", "--address", cluster.address),
+        stderr=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+    )
+    _, said = await process.communicate()
+    assert process.returncode == 1
+    assert b"NoPlace: trunk-0: Ray had no place with 64 CPUs and 0 GPUs within 3 s" in said
+
+
 async def test_a_command_that_is_killed_leaves_nothing(cluster: Machines, tmp_path: Path) -> None:
     async with up_on_ray(cluster, keyed_settings(tmp_path), tmp_path, status=-signal.SIGKILL) as up:
         await up.until(lambda report: len(report.nodes) == 1)

@@ -12,7 +12,7 @@ from fedsea_mq.cli.ray.scaling import Scaler, demand_of
 from fedsea_mq.cli.ray.system import RaySystem
 from fedsea_mq.cli.serve import warn_of_recovery
 from fedsea_mq.entry import stop_asked
-from fedsea_mq.errors import FedSeaError, ProcessFailed
+from fedsea_mq.errors import PeerUnreachable, ProcessFailed
 from fedsea_mq.settings import Settings
 from fedsea_mq.transport.status import StatusWatch
 
@@ -22,6 +22,7 @@ async def up(settings: Settings) -> None:
 
     Raises:
         ProcessFailed: the broker ended with an error, or trunk nodes did too often.
+        NotTrusted: the key may not ask the broker what its nodes hold, which clients may.
     """
     _tell("starting a broker here and trunk nodes on Ray ...")
     async with RaySystem(settings, keep_endpoints=True, trunks=0) as system:
@@ -59,7 +60,7 @@ async def _scale(system: RaySystem, replicas: Replicas) -> None:
     terms, scaler = system.settings.ray, Scaler(system.settings.ray)
     async with StatusWatch(system.settings.broker, system.settings.security) as watch:
         while True:
-            with suppress(FedSeaError):  # a broker that is being started again is asked later
+            with suppress(PeerUnreachable):  # a broker that is being started again is asked later
                 report = await watch.report()
                 demand = demand_of(report, replicas.names, replicas.ready, terms.node_sessions)
                 wanted = scaler.wanted(demand, asyncio.get_running_loop().time())
