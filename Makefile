@@ -16,7 +16,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-docs lint unit soak soak-train soak-chain docs wheel audit lock clean
+.PHONY: setup demo test test-docs lint unit soak soak-train soak-chain test-ray docs wheel audit lock clean
 
 setup: $(READY)
 
@@ -70,6 +70,10 @@ soak-train: $(READY)
 # Minutes: each stage of a chain of three killed in the middle of prompts and of answers.
 soak-chain: $(READY)
 	$(BIN)/python -m pytest -m slow tests/chaos/test_chain_kills.py
+
+# Minutes: a Ray cluster of four machines that are all this one, one of which is lost under load.
+test-ray: $(READY)
+	$(BIN)/python -m pytest -m slow --capture no tests/chaos/test_ray.py
 
 # Known weaknesses of the locked packages, as PyPI lists them.
 audit: $(READY)

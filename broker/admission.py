@@ -51,6 +51,11 @@ class Admission:
         self._lines: dict[tuple[str, int | None], Line[Ask]] = {}
         self._comebacks = Comebacks()
 
+    @property
+    def waiting(self) -> int:
+        """How many sessions have a place in a line."""
+        return sum(len(line) for line in self._lines.values())
+
     def ask(self, ask: Ask, now: float) -> list[Verdict]:
         """Judge a request and, if room comes of it, those before it; no word of it: it is held.
 
@@ -84,11 +89,6 @@ class Admission:
         """Those that were held long enough, and are to ask again."""
         asks = [ask for line in self._lines.values() for ask in line.overdue(now)]
         return [Verdict(ask, Busy(_FULL, _SOON_S)) for ask in asks]
-
-    @property
-    def waiting(self) -> int:
-        """Sessions that wait for room."""
-        return sum(map(len, self._lines.values()))
 
     def gave_up(self, session: bytes) -> None:
         """A session waits no longer, if it did."""

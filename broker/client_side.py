@@ -195,6 +195,7 @@ class ClientSide:
                 bytes_relayed=state.counters.bytes_up + state.counters.bytes_down,
                 errors=state.counters.errors,
                 nodes=state.registry.statuses(now),
+                waiting=state.admission.waiting,
             )
             self._report = _Report(now, encode_body(report))
         return Frame(Envelope(Kind.STATUS_REPORT, seq=envelope.seq), self._report.body).parts()

@@ -105,6 +105,10 @@ class ProcessFailed(LocalError):
     """A child process ended before it was ready, or with an error."""
 
 
+class NoPlace(ProcessFailed):
+    """A cluster had no room for a process within the time given."""
+
+
 class LoadTestFailed(LocalError):
     """Of a load test's requests none succeeded, so there is nothing that it measured."""
 

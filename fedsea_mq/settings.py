@@ -26,6 +26,7 @@ from fedsea_mq.protocol.adapter_ref import MAX_ADAPTERS
 from fedsea_mq.protocol.bounded import Name
 from fedsea_mq.protocol.endpoint import reachable
 from fedsea_mq.protocol.payload import WireDtype
+from fedsea_mq.ray_settings import RaySection
 from fedsea_mq.run_settings import FederationSection, LoraSection, TrainingSection, agreed
 from fedsea_mq.section import Seconds, Section
 from fedsea_mq.security.keyring import is_local
@@ -343,6 +344,7 @@ class Settings(Section):
     lora: LoraSection = LoraSection()
     federation: FederationSection = FederationSection()
     security: SecuritySection = SecuritySection()
+    ray: RaySection = RaySection()
     log: LogSettings = LogSettings()
     metrics: MetricsSection = MetricsSection()
     telemetry: TelemetrySection = TelemetrySection()

@@ -14,7 +14,9 @@ from rich.markdown import Markdown
 from rich.text import Text
 
 from fedsea_mq.cli.output import console, json_text, print_json, progress_console
-from fedsea_mq.cli.processes import Child, LocalSystem
+from fedsea_mq.cli.places import Place, system_on
+from fedsea_mq.cli.started import Started
+from fedsea_mq.cli.system import System
 from fedsea_mq.errors import FedSeaError, LoadTestFailed
 from fedsea_mq.load.page import markdown
 from fedsea_mq.load.plan import LoadPlan
@@ -32,6 +34,14 @@ _OF_NODES: Final = frozenset(
         *("kv_memory_mb", "max_sessions", "step_positions"),
     }
 )
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFrom:
+    """How many processes make the load, and where they and the system are."""
+
+    processes: int = 1
+    place: Place = Place.LOCAL
 
 
 @dataclass(slots=True)
@@ -78,8 +88,8 @@ def described(settings: Settings, plan: LoadPlan) -> dict[str, Any]:
 async def loadtest(
     settings: Settings,
     plan: LoadPlan,
+    load: LoadFrom,
     *,
-    processes: int,
     join: bool,
     out: Path | None,
     as_json: bool,
@@ -92,8 +102,8 @@ async def loadtest(
     if plan.kind == "thin" and settings.client.speculation is not Speculation.OFF:
         progress_console.print("thin clients do not speculate: client.speculation is not used")
     progress_console.print("starting the processes ...", style="dim")
-    async with LocalSystem(settings, joins=join) as system:
-        run = await run_load(system, plan, processes)
+    async with system_on(load.place)(settings, joins=join) as system:
+        run = await run_load(system, plan, load.processes)
     report = run.report
     if join:
         # What the nodes of a running system are set to is not in these settings.
@@ -117,7 +127,7 @@ def write_report(run: LoadRun, report: dict[str, Any], out: Path) -> None:
 
 
 async def run_load(
-    system: LocalSystem, plan: LoadPlan, processes: int = 1, sample_s: float = _SAMPLE_S
+    system: System[Any], plan: LoadPlan, processes: int = 1, sample_s: float = _SAMPLE_S
 ) -> LoadRun:
     """Drive a system that is up with the plan, from that many processes.
 
@@ -131,7 +141,7 @@ async def run_load(
         for load, part in zip(loads, plans, strict=True):
             load.ask(part.model_dump(mode="json"))
         await asyncio.gather(*(load.line() for load in loads))  # connected
-        pids = {child.name: child.process.pid for child in system.children if child.running}
+        pids = {child.name: child.pid for child in system.children if child.running and child.pid}
         progress = Progress(plan, len(loads))
         samples = Samples(pids)
         async with (
@@ -149,12 +159,12 @@ async def run_load(
     return LoadRun(plan, whole, samples, system.settings)
 
 
-async def _tallies(loads: Sequence[Child], progress: Progress) -> list[Tally]:
+async def _tallies(loads: Sequence[Started], progress: Progress) -> list[Tally]:
     with Live(progress, console=progress_console, transient=True, refresh_per_second=4):
         return await asyncio.gather(*(_tally(n, load, progress) for n, load in enumerate(loads)))
 
 
-async def _tally(number: int, load: Child, progress: Progress) -> Tally:
+async def _tally(number: int, load: Started, progress: Progress) -> Tally:
     while True:
         line = await load.line()
         if "tally" in line:

@@ -8,6 +8,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from fedsea_mq.cli.places import Place
 from fedsea_mq.errors import ConfigError
 from fedsea_mq.settings import Settings
 
@@ -34,6 +35,12 @@ Count = Annotated[int, typer.Option("--n", min=1, help="Examples of a task.")]
 Stop = Annotated[list[str] | None, typer.Option(help="Stop string; may be repeated.")]
 
 
+On = Annotated[Place, typer.Option("--on", help="Where processes are started.")]
+RayAddress = Annotated[
+    str | None, typer.Option("--address", help="HOST:PORT of the Ray cluster; see ray.address.")
+]
+
+
 def each(listed: str, read: Callable[[str], T]) -> list[T]:
     """What a comma-separated list says. Raises `ConfigError`."""
     try:
@@ -53,6 +60,11 @@ def as_cut(text: str) -> tuple[int, int]:
 def quiet(config: Path | None, overrides: list[str] | None) -> Settings:
     """Settings of a command that prints results: logs only what went wrong, unless asked."""
     return Settings.load(config, overrides or [], ["log.level=warning"])
+
+
+def on_cluster(settings: Settings, address: str | None) -> Settings:
+    """The settings with this Ray cluster, if one is named."""
+    return settings if address is None else settings.replace(ray={"address": address})
 
 
 def with_adapter(settings: Settings, name: str | None) -> Settings:

@@ -57,7 +57,8 @@ def view(report: StatusReport) -> Group:
             f"{now.peak_rss_bytes >> 20} MB",
         )
     said = (
-        f"up {report.uptime_s:.0f} s; {len(report.nodes)} nodes; {report.sessions} sessions; "
+        f"up {report.uptime_s:.0f} s; {len(report.nodes)} nodes; {report.sessions} sessions, "
+        f"{report.waiting} waiting; "
         f"{report.frames_relayed} frames and {report.bytes_relayed / 1e6:.1f} MB relayed; "
         f"{report.errors} errors"
     )

@@ -264,7 +264,8 @@ class NodeStatus:
 class StatusReport:
     """The broker's view of its nodes, sessions and traffic since it started.
 
-    What is relayed is what passed the broker: states on a direct path are not in it.
+    What is relayed is what passed the broker: states on a direct path are not in it. `waiting` are
+    the sessions in line for room.
     """
 
     uptime_s: Rate
@@ -273,6 +274,7 @@ class StatusReport:
     bytes_relayed: Count
     errors: Count
     nodes: Annotated[list[NodeStatus], Field(max_length=MAX_NODES)]
+    waiting: Count = 0
 
 
 Body = (

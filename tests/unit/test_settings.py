@@ -88,6 +88,7 @@ def test_what_is_written_is_what_is_loaded(file: Path) -> None:
         ("noise:\n  mode: off\n  shape: a.safetensors\n", "set clip and shape to null"),
         ("broker:\n  clients: localhost\n", "broker.clients: String should match"),
         ("broker:\n  timeout_ms: 1500\n", "timeout_ms must be at least twice heartbeat_ms"),
+        ("ray:\n  min_nodes: 5\n", "min_nodes must not be above max_nodes"),
         ("trunk: 5\n", "trunk: expected"),
         ("1: 2\n", "1: Keys should be strings"),
         ("- trunk\n", "expected sections with keys, found list"),

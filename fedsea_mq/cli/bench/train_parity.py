@@ -19,6 +19,7 @@ from fedsea_mq.cli.bench.unsplit_training import (
     train_unsplit,
 )
 from fedsea_mq.cli.output import progress_console
+from fedsea_mq.cli.places import Place
 from fedsea_mq.cli.train.record import RunRecord
 from fedsea_mq.cli.train.run import members_of, run
 from fedsea_mq.model.adapters import AdapterFolder
@@ -82,7 +83,7 @@ def _settings(folder: Path, strategy: Strategy, steps: int) -> Settings:
 
 async def _train_split(settings: Settings) -> RunRecord:
     record = RunRecord()
-    await run(settings, record.line)
+    await run(settings, Place.LOCAL, record.line)
     return record
 
 

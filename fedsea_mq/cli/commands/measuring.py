@@ -11,6 +11,7 @@ import typer
 
 from fedsea_mq.cli import options
 from fedsea_mq.cli.output import console, print_json, print_table
+from fedsea_mq.cli.places import Place
 from fedsea_mq.errors import ConfigError
 from fedsea_mq.settings import NOISE_OFF
 from fedsea_mq.tasks.task import Split, Wanted
@@ -49,6 +50,8 @@ def loadtest(
         ),
     ] = None,
     processes: Annotated[int, typer.Option(min=1, max=64, help="Load processes.")] = 1,
+    on: options.On = Place.LOCAL,
+    address: options.RayAddress = None,
     stops: Annotated[float, typer.Option(min=0, max=1, help="Share cancelled half way.")] = 0.0,
     vanishes: Annotated[
         float, typer.Option(min=0, max=1, help="Share whose client leaves without a word.")
@@ -62,6 +65,7 @@ def loadtest(
     Exits 1 if no request succeeded.
     """
     from fedsea_mq.cli.load_options import plan_from
+    from fedsea_mq.cli.loadtest import LoadFrom
     from fedsea_mq.cli.loadtest import loadtest as run
 
     plan = plan_from(
@@ -78,8 +82,9 @@ def loadtest(
         slo={"ttft_ms": slo_ttft, "tpot_ms": slo_tpot},
         seed=seed,
     )
-    settings = options.quiet(config, set_)
-    asyncio.run(run(settings, plan, processes=processes, join=join, out=out, as_json=as_json))
+    settings = options.on_cluster(options.quiet(config, set_), address)
+    load = LoadFrom(processes, on)
+    asyncio.run(run(settings, plan, load, join=join, out=out, as_json=as_json))
 
 
 def soak(

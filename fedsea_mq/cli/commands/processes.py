@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from fedsea_mq.cli import options
+from fedsea_mq.cli.places import Place, system_on
 from fedsea_mq.settings import Settings
 
 
@@ -20,11 +21,24 @@ def demo(
     asyncio.run(run(settings, as_json=as_json))
 
 
-def up(config: options.Config = None, set_: options.Overrides = None) -> None:
-    """Start a broker and its trunk nodes from one configuration file, until Ctrl-C."""
-    from fedsea_mq.cli.serve import up as run
+def up(
+    config: options.Config = None,
+    set_: options.Overrides = None,
+    on: options.On = Place.LOCAL,
+    address: options.RayAddress = None,
+) -> None:
+    """Start a broker and its trunk nodes from one configuration file, until Ctrl-C.
 
-    asyncio.run(run(Settings.load(config, set_ or [])))
+    On Ray, trunk nodes are spread over a cluster, replaced when they are lost, and as many as the
+    sessions need.
+    """
+    settings = options.on_cluster(Settings.load(config, set_ or []), address)
+    system_on(on)  # says what is missing, if anything is
+    if on is Place.RAY:
+        from fedsea_mq.cli.ray.up import up as run
+    else:
+        from fedsea_mq.cli.serve import up as run
+    asyncio.run(run(settings))
 
 
 def broker(config: options.Config = None, set_: options.Overrides = None) -> None:

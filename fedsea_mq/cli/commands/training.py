@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fedsea_mq.cli import options
+from fedsea_mq.cli.places import Place
 
 
 def train(
@@ -19,9 +20,12 @@ def train(
     join: Annotated[
         bool, typer.Option("--join", help="Use the running broker and trunk of the settings.")
     ] = False,
+    on: options.On = Place.LOCAL,
+    address: options.RayAddress = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Fine-tune by split LoRA, federated over clients that are all started here."""
+    """Fine-tune by split LoRA, federated over clients that are all started here, or on Ray."""
     from fedsea_mq.cli.train.command import train as run
 
-    asyncio.run(run(options.quiet(config, set_), resume=resume, join=join, as_json=as_json))
+    settings = options.on_cluster(options.quiet(config, set_), address)
+    asyncio.run(run(settings, on, resume=resume, join=join, as_json=as_json))

@@ -1,4 +1,4 @@
-"""`fedsea train`: a federated run on this machine, from its start to its adapters."""
+"""`fedsea train`: a federated run, from its start to its adapters."""
 
 from __future__ import annotations
 
@@ -7,23 +7,31 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.live import Live
 
 from fedsea_mq.cli.output import console, print_table, progress_console
+from fedsea_mq.cli.places import Place
 from fedsea_mq.cli.train.journal import Journal
 from fedsea_mq.cli.train.record import RunRecord
 from fedsea_mq.cli.train.results import write_results
-from fedsea_mq.cli.train.run import alone_in, members_of, run, run_folder
+from fedsea_mq.cli.train.run import OnLine, alone_in, members_of, run, run_folder
 from fedsea_mq.cli.train.tensorboard import EventFiles
 from fedsea_mq.cli.train.view import RunView
 from fedsea_mq.settings import Settings
 from nodes.trainer.examples import check_shards
 
+# All processes of a run, from their start to their end.
+SeeThrough = Callable[[OnLine], Awaitable[None]]
 
-async def train(settings: Settings, *, resume: bool, join: bool, as_json: bool) -> None:
+
+async def train(
+    settings: Settings, place: Place, *, resume: bool, join: bool, as_json: bool
+) -> None:
     """Train, with live progress; write adapters, report and plots into the run's folder.
 
     Raises what `run_folder`, `alone_in`, `check_shards` and `run` raise. A folder that was made for
@@ -32,9 +40,10 @@ async def train(settings: Settings, *, resume: bool, join: bool, as_json: bool) 
     """
     folder, record = run_folder(settings, resume=resume), RunRecord()
     is_new = not folder.exists()
+    see_through = partial(run, settings, place, join=join)
     with alone_in(folder):
         try:
-            await _train(settings, folder, record, join=join, as_json=as_json)
+            await _train(settings, folder, record, see_through, as_json=as_json)
         except BaseException:
             if is_new and not record.began:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -42,7 +51,7 @@ async def train(settings: Settings, *, resume: bool, join: bool, as_json: bool) 
 
 
 async def _train(
-    settings: Settings, folder: Path, record: RunRecord, *, join: bool, as_json: bool
+    settings: Settings, folder: Path, record: RunRecord, see_through: SeeThrough, *, as_json: bool
 ) -> None:
     begun = time.monotonic()
     tensorboard = EventFiles(folder / "tensorboard", settings.federation.local_steps)
@@ -65,7 +74,7 @@ async def _train(
         with live:
             if not record.finished >= set(members_of(settings)):
                 await asyncio.to_thread(check_shards, settings.training)
-                await run(settings, on_line, join=join)
+                await see_through(on_line)
     report = {**record.as_json(), "seconds": time.monotonic() - begun}
     write_results(folder, settings, record, report)
     if as_json:

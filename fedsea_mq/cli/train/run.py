@@ -1,4 +1,4 @@
-"""A run on this machine: its processes, kept alive to the end, and what they tell."""
+"""A run: its processes, kept alive to the end, and what they tell."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fedsea_mq.cli.processes import LocalSystem
-from fedsea_mq.cli.train.kept import Kept
+from fedsea_mq.cli.kept import Kept
+from fedsea_mq.cli.places import Place, system_on
+from fedsea_mq.cli.system import System
 from fedsea_mq.cli.train.record import AGGREGATOR, RESTARTED
 from fedsea_mq.errors import ConfigError
 from fedsea_mq.model.writing import told_if_unwritable
@@ -23,8 +24,13 @@ OnLine = Callable[[str, dict[str, Any]], None]
 
 
 def members_of(settings: Settings) -> list[str]:
-    """The names of the members that a run on this machine has."""
-    return [f"member-{number + 1}" for number in range(settings.training.clients)]
+    """The names of the members that this command starts.
+
+    With `training.member` they are those that its key may have: that name, a dot and a number.
+    """
+    stem = settings.training.member
+    before = "member-" if stem is None else f"{stem}."
+    return [f"{before}{number + 1}" for number in range(settings.training.clients)]
 
 
 def run_folder(settings: Settings, *, resume: bool) -> Path:
@@ -63,7 +69,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-async def run(settings: Settings, on_line: OnLine, *, join: bool = False) -> None:
+async def run(settings: Settings, place: Place, on_line: OnLine, *, join: bool = False) -> None:
     """Start everything, see the run through, and stop everything.
 
     `on_line` is told the lines of aggregator and members, and which process was started again. With
@@ -73,7 +79,7 @@ async def run(settings: Settings, on_line: OnLine, *, join: bool = False) -> Non
     Raises:
         ProcessFailed: a process ended with an error, or was killed too often.
     """
-    async with LocalSystem(settings, joins=join, trunks=1) as system:
+    async with system_on(place)(settings, joins=join, trunks=1) as system:
         kept = [] if join else _servers(system, on_line)
         clients = _parties(system, on_line)
         async with asyncio.TaskGroup() as group:
@@ -84,7 +90,7 @@ async def run(settings: Settings, on_line: OnLine, *, join: bool = False) -> Non
                 task.cancel()
 
 
-def _servers(system: LocalSystem, on_line: OnLine) -> Sequence[Kept]:
+def _servers(system: System[Any], on_line: OnLine) -> Sequence[Kept]:
     broker = Kept("broker", system.start_broker, _restarted(on_line))
     trunk = Kept("trunk", partial(system.start_trunk, 0), _restarted(on_line))
     broker.child, trunk.child = system.broker, system.trunks[0]
@@ -95,7 +101,7 @@ def _restarted(on_line: OnLine) -> Callable[[str], None]:
     return lambda name: on_line(name, {"event": RESTARTED})
 
 
-def _parties(system: LocalSystem, on_line: OnLine) -> Sequence[Kept]:
+def _parties(system: System[Any], on_line: OnLine) -> Sequence[Kept]:
     def kept(name: str, module: str, **training: Any) -> Kept:
         settings = system.settings.replace(training=training)
         start = partial(system.start, module, name, settings)

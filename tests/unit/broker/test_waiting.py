@@ -56,6 +56,15 @@ def test_room_goes_to_who_waits_and_not_to_who_asks_when_it_is_made(placing: Pla
     assert opened(placing.close(BERT, S2)) == [S3]
 
 
+def test_the_status_says_how_many_wait(placing: Placing) -> None:
+    assert placing.status().waiting == 0
+    waits(placing, BERT, S2)
+    waits(placing, CARL, S3)
+    assert placing.status().waiting == 2
+    placing.close(ANNA, S1)
+    assert placing.status().waiting == 1
+
+
 def test_a_client_with_many_that_wait_gets_no_more_than_one_with_one(placing: Placing) -> None:
     waits(placing, BERT, S2)
     waits(placing, BERT, S3)

@@ -64,7 +64,8 @@ BODIES: list[Any] = [
     ),
     m.Registered(heartbeat_ms=1000, timeout_ms=5000),
     m.StatusReport(
-        uptime_s=1.0, sessions=1, frames_relayed=2, bytes_relayed=2**53, errors=0, nodes=[NODE]
+        uptime_s=1.0, sessions=1, frames_relayed=2, bytes_relayed=2**53, errors=0, nodes=[NODE],
+        waiting=3,
     ),
     t.Enlist(
         role=Role.TRUNK, run="silos", fingerprint=FINGERPRINT, agreed=FINGERPRINT,
@@ -175,6 +176,7 @@ WRONG: dict[str, list[Any]] = {
     "frames_relayed": _NO_COUNT,
     "bytes_relayed": _NO_COUNT,
     "errors": _NO_COUNT,
+    "waiting": _NO_COUNT,
     "positions_per_s": _NO_RATE,
     "mean_batch": _NO_RATE,
     "uptime_s": _NO_RATE,

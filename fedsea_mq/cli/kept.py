@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
-from fedsea_mq.cli.processes import Child
+from fedsea_mq.cli.started import Started
 from fedsea_mq.errors import ProcessFailed
 
-Start = Callable[[], Awaitable[Child]]
+Start = Callable[[], Awaitable[Started]]
 RESTARTS: Final = 20
 
 
@@ -23,9 +23,9 @@ class Kept:
         self.name = name
         self._start = start
         self._on_restart = on_restart
-        self.child: Child | None = None
+        self.child: Started | None = None
 
-    async def ready(self) -> Child:
+    async def ready(self) -> Started:
         """Start the first process, and wait until it is ready. Raises `ProcessFailed`."""
         self.child = await self._start()
         await self.child.wait_ready()
@@ -43,7 +43,7 @@ class Kept:
             child = self.child
             async for line in child.lines():
                 yield line
-            status = await child.process.wait()
+            status = await child.wait()
             if status == 0:
                 return
             if status > 0:

@@ -1,0 +1,1 @@
+"""`--on ray`: the same processes, placed and watched by Ray."""

@@ -1,0 +1,74 @@
+"""`fedsea up --on ray`: a broker here, trunk nodes over a cluster, as many as the load needs."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from fedsea_mq.cli.kept import Kept
+from fedsea_mq.cli.output import console, progress_console
+from fedsea_mq.cli.ray.replicas import Replicas
+from fedsea_mq.cli.ray.scaling import Scaler, demand_of
+from fedsea_mq.cli.ray.system import RaySystem
+from fedsea_mq.cli.serve import warn_of_recovery
+from fedsea_mq.entry import stop_asked
+from fedsea_mq.errors import PeerUnreachable, ProcessFailed
+from fedsea_mq.settings import Settings
+from fedsea_mq.transport.status import StatusWatch
+
+
+async def up(settings: Settings) -> None:
+    """Start everything, say where it listens, keep and scale it; stop everything when asked.
+
+    Raises:
+        ProcessFailed: the broker ended with an error, or trunk nodes did too often.
+        NotTrusted: the key may not ask the broker what its nodes hold, which clients may.
+    """
+    _tell("starting a broker here and trunk nodes on Ray ...")
+    async with RaySystem(settings, keep_endpoints=True, trunks=0) as system:
+        console.print(f"broker for clients  {system.settings.broker.clients}")
+        console.print(f"broker for nodes    {system.settings.broker.nodes}")
+        async with asyncio.TaskGroup() as group:
+            replicas = Replicas(system, group, _tell)
+            tasks = [
+                group.create_task(_keep_broker(system)),
+                group.create_task(_scale(system, replicas)),
+                group.create_task(_say_ready(settings, replicas)),
+            ]
+            await stop_asked()
+            _tell("stopping ...")
+            for task in tasks:
+                task.cancel()
+            replicas.resize(0, {})
+
+
+def _tell(line: str) -> None:
+    progress_console.print(line, style="dim", markup=False, soft_wrap=True)
+
+
+async def _keep_broker(system: RaySystem) -> None:
+    """Start it again on the same ports when it is killed: nodes and clients come back to it."""
+    kept = Kept("broker", system.start_broker, lambda name: _tell(f"{name} is started again"))
+    kept.child = system.broker
+    async for _ in kept.lines():
+        pass
+    raise ProcessFailed("the broker was stopped")
+
+
+async def _scale(system: RaySystem, replicas: Replicas) -> None:
+    """Ask the broker what its nodes hold, again and again, and have as many as that needs."""
+    terms, scaler = system.settings.ray, Scaler(system.settings.ray)
+    async with StatusWatch(system.settings.broker, system.settings.security) as watch:
+        while True:
+            with suppress(PeerUnreachable):  # a broker that is being started again is asked later
+                report = await watch.report()
+                demand = demand_of(report, replicas.names, replicas.ready, terms.node_sessions)
+                wanted = scaler.wanted(demand, asyncio.get_running_loop().time())
+                replicas.resize(wanted, {node.name: node.load.sessions for node in report.nodes})
+            await asyncio.sleep(terms.interval_s)
+
+
+async def _say_ready(settings: Settings, replicas: Replicas) -> None:
+    said = await replicas.first_ready
+    warn_of_recovery(settings, said["fingerprint"])
+    console.print("ready; Ctrl-C stops everything", style="dim")
