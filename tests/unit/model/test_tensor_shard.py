@@ -63,7 +63,7 @@ def test_each_rank_reads_its_share_of_the_blocks(
 ) -> None:
     checkpoint = Checkpoint.open(str(make_model(family)))
     whole, *shares = (
-        dict(load_trunk(checkpoint, Cut(1, 1), Numerics(), shard).layers.named_parameters())
+        dict(load_trunk(checkpoint, Cut(1, 1), Numerics(), shard=shard).layers.named_parameters())
         for shard in (WHOLE, *BOTH)
     )
     for shard, share in zip(BOTH, shares, strict=True):
@@ -79,4 +79,4 @@ def test_heads_that_cannot_be_dealt_out_are_refused(
 ) -> None:
     checkpoint = Checkpoint.open(str(tiny_llama))
     with pytest.raises(UnevenShards, match=said):
-        load_trunk(checkpoint, Cut(1, 1), Numerics(), TensorShard(0, ranks))
+        load_trunk(checkpoint, Cut(1, 1), Numerics(), shard=TensorShard(0, ranks))

@@ -86,7 +86,7 @@ def two_ranks(
     shares = []
     for rank in range(2):
         shard = TensorShard(rank, 2)
-        share = load_trunk(checkpoint, cut, numerics, shard)
+        share = load_trunk(checkpoint, cut, numerics, shard=shard)
         hold_adapters(share, opened, shard)
         shares.append(share)
     names, (first, second) = list(opened), groups()
