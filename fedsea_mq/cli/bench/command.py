@@ -96,6 +96,36 @@ def train_speed(
         print_report(report, "training")
 
 
+@bench.command()
+def plan(
+    rounds: Annotated[int, typer.Option(min=1, help="Times each is measured; the best count.")] = 3,
+    as_json: options.AsJson = False,
+) -> None:
+    """Compare what `fedsea plan` predicts with what happens, at three cuts over two links.
+
+    Takes minutes, and wants the machine for itself.
+    """
+    from fedsea_mq.cli.bench.planned import bench_plan
+
+    report = asyncio.run(bench_plan(rounds))
+    if as_json:
+        print_json(report)
+        return
+    rows = [
+        (f"{row['model']} {row['cut']} {row['link']}", *_beside(row)) for row in report["rows"]
+    ]
+    names = list(report["rows"][0]["measured"])
+    print_table("predicted / measured", ["model, cut, link", *names], rows)
+    console.print(
+        f"worst relative error {report['worst_relative_error']:.2f}, goal {report['goal']:g}; "
+        f"load average before: {report['load_average_before']:.1f}"
+    )
+
+
+def _beside(row: dict[str, Any]) -> list[str]:
+    return [f"{row['predicted'][name]:.4g} / {row['measured'][name]:.4g}" for name in row["measured"]]
+
+
 def print_report(report: dict[str, Any], title: str) -> None:
     """Each ratio with its repeats, then what it is over what, then what disturbed it."""
     ratios, machine = report["ratios"], report["machine"]
