@@ -39,9 +39,13 @@ class Option:
 
     def is_beaten_by(self, other: Option) -> bool:
         """Whether the other is nowhere worse, and somewhere better."""
-        return other._scores != self._scores and all(
-            theirs <= mine for theirs, mine in zip(other._scores, self._scores, strict=True)
+        mine, theirs = self.forecast, other.forecast
+        no_worse = (
+            other.exposure <= self.exposure,
+            theirs.tpot_s <= mine.tpot_s,
+            theirs.client_bytes <= mine.client_bytes,
         )
+        return all(no_worse) and self._scores != other._scores
 
     @property
     def _scores(self) -> tuple[tuple[float, int], float, int]:
@@ -94,7 +98,9 @@ def _of_privacy(best: Option) -> str:
             "No audit of this cut was given: depth is not known to hide anything. Run fedsea audit."
         )
     said = str(best.finding)
-    nothing = " So it hides nothing from that server." if best.finding.share >= _HIDES_NOTHING else ""
+    nothing = (
+        " So it hides nothing from that server." if best.finding.share >= _HIDES_NOTHING else ""
+    )
     return f"{said[0].upper()}{said[1:]}.{nothing}"
 
 
@@ -107,5 +113,7 @@ def _next_deeper(best: Option, options: Sequence[Option]) -> Option | None:
 def _why_not(deeper: Option) -> str:
     said = deeper.forecast
     if not deeper.fits:
-        return f"The next less exposed, {said.cut}, does not fit ({said.client_bytes / _GB:.2f} GB)."
+        return (
+            f"The next less exposed, {said.cut}, does not fit ({said.client_bytes / _GB:.2f} GB)."
+        )
     return f"The next less exposed, {said.cut}, takes {1000 * said.tpot_s:.1f} ms a token."

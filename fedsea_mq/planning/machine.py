@@ -27,8 +27,8 @@ class Machine:
     def step_s(self, blocks: int, sessions: int, context: float) -> float:
         """A position of each session, behind `context` cached ones, through so many blocks.
 
-            pass + blocks * (block + weight bytes / rate
-                             + sessions * (flops / rate + context * KV bytes / rate))
+        pass + blocks * (block + weight bytes / rate
+                         + sessions * (flops / rate + context * KV bytes / rate))
         """
         of, rates = self.holdings.of, self._rates
         seen = context if of.window is None else min(context, of.window)

@@ -111,9 +111,7 @@ def plan(
     if as_json:
         print_json(report)
         return
-    rows = [
-        (f"{row['model']} {row['cut']} {row['link']}", *_beside(row)) for row in report["rows"]
-    ]
+    rows = [(f"{row['model']} {row['cut']} {row['link']}", *_beside(row)) for row in report["rows"]]
     names = list(report["rows"][0]["measured"])
     print_table("predicted / measured", ["model, cut, link", *names], rows)
     console.print(
@@ -123,7 +121,9 @@ def plan(
 
 
 def _beside(row: dict[str, Any]) -> list[str]:
-    return [f"{row['predicted'][name]:.4g} / {row['measured'][name]:.4g}" for name in row["measured"]]
+    return [
+        f"{row['predicted'][name]:.4g} / {row['measured'][name]:.4g}" for name in row["measured"]
+    ]
 
 
 def print_report(report: dict[str, Any], title: str) -> None:

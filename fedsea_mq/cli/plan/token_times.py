@@ -29,10 +29,8 @@ async def time_tokens(client: ClientNode, prompt: int, new: int) -> TokenTimes:
     """Continue a random prompt greedily, past any end of text. Raises what `generate` raises."""
     ids = random.choices(range(client.model.vocab), k=prompt)  # noqa: S311
     generation = client.generate(ids, _greedy(new))
-    came: list[float] = []
     async with aclosing(aiter(generation)) as tokens:
-        async for _ in tokens:
-            came.append(time.perf_counter())
+        came = [time.perf_counter() async for _ in tokens]
     gaps = [after - before for before, after in pairwise(came)]
     return TokenTimes(generation.stats.ttft_ms / 1000, median(gaps), generation.stats)
 
