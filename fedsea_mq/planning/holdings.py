@@ -65,11 +65,11 @@ class Holdings:
 
     @property
     def loading_bytes(self) -> int:
-        """What reading a client's weights takes beyond them: the last layer read, twice.
+        """What reading a client's weights takes beyond them: lm_head once more, last of all.
 
-        It is in memory as it lies in the file and as it was converted, before it is laid out.
+        It is in memory as it lies in the file while what is kept is made of it.
         """
-        return 2 * self.numerics.weights.itemsize * self.of.vocab * self.of.hidden
+        return self._embedding_bytes
 
     def kv_bytes(self, blocks: int) -> int:
         """Keys and values of one position in so many blocks."""

@@ -61,13 +61,22 @@ def test_a_million_tokens_cost_the_hours_that_they_take() -> None:
     assert said.cost_per_million(3.6) == pytest.approx(1000 / said.node_tokens_per_s)
 
 
-def test_a_client_holds_process_weights_and_the_more_of_loading_and_running() -> None:
-    cut = Cut(1, 1)
-    short, long = (forecaster(demand=d).forecast(cut) for d in (Demand(10, 10), Demand(4000, 90)))
-    weights = 2 * (2 * 32_000 * 4096 + 2 * (BLOCK_WEIGHTS + 2 * 4096) // 2 * 2) // 2 + 2 * 4096
-    assert short.client_bytes > 500_000_000 + weights
-    assert long.client_bytes >= short.client_bytes
-    assert long.trunk_bytes - short.trunk_bytes >= (4089 - 19) * 30 * 16_384
+def test_a_client_holds_its_process_its_weights_and_what_loading_them_takes() -> None:
+    block = 2 * (BLOCK_WEIGHTS + 2 * 4096)
+    embedding = 2 * 32_000 * 4096
+    weights = 2 * block + 2 * embedding + 2 * 4096
+    said = forecaster().forecast(Cut(1, 1))
+    assert said.client_bytes == 500_000_000 + weights + embedding
+
+
+def test_a_client_of_a_long_context_holds_its_keys_and_values_instead() -> None:
+    long, longer = (forecaster(demand=Demand(n, 11)).forecast(Cut(9, 9)) for n in (3900, 4000))
+    assert longer.client_bytes - long.client_bytes == 100 * 18 * 16_384
+
+
+def test_a_trunk_holds_the_keys_and_values_of_its_sessions() -> None:
+    one, three = (forecaster(demand=Demand(100, 11, n)).forecast(Cut(1, 1)) for n in (1, 3))
+    assert three.trunk_bytes - one.trunk_bytes == 2 * 110 * 30 * 16_384
 
 
 def test_a_cut_without_a_trunk_is_no_cut() -> None:
