@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 from typing import Final, Self
 
 from fedsea_mq.planning.holdings import Holdings
-from fedsea_mq.planning.speed import BlockRates, ClientRates, SystemTimes
+from fedsea_mq.planning.machine import Machine
+from fedsea_mq.planning.speed import BlockRates, ClientRates, Speed, SystemTimes
 
 # What is timed: a step at a short and at a long context, a step of several sessions, and a chunk
 # at the beginning of a session and further on.
@@ -18,6 +19,7 @@ CHUNK: Final = 128
 CHUNK_START: Final = 512
 # The model that weighs next to nothing: each party has one of its blocks.
 NARROW_PARTS: Final = 3
+WIDE_NEW: Final = 16
 # Of a difference between two times that is all noise, so much of the larger is taken.
 _LEAST_SHARE: Final = 0.02
 
@@ -56,15 +58,19 @@ class BlockTimes(_Best):
 
 @dataclass(frozen=True, slots=True)
 class SystemRun(_Best):
-    """A system whose model is next to nothing: seconds of its messages and tokens, and bytes."""
+    """Real systems at cut 1+1: one whose model is next to nothing, and one with wide blocks."""
 
     status_s: float
     """A request to the broker and its answer."""
     ttft_s: float
-    """Of a prompt of one token."""
+    """Of a prompt of one token, where the model is next to nothing; and so on."""
     tpot_s: float
     client_process_bytes: int
     trunk_process_bytes: int
+    wide_ttft_s: float
+    """Of a prompt of `CHUNK` tokens, with blocks of the model's own size."""
+    wide_tpot_s: float
+    """Of the `WIDE_NEW` tokens after it."""
 
 
 def block_rates(times: BlockTimes, sizes: Holdings) -> BlockRates:
@@ -117,6 +123,38 @@ def system_times(run: SystemRun, rates: BlockRates) -> SystemTimes:
         client_process_bytes=run.client_process_bytes,
         trunk_process_bytes=run.trunk_process_bytes,
     )
+
+
+def in_place(speed: Speed, sizes: Holdings, run: SystemRun, blocks: int) -> BlockRates:
+    """The rates of a `speed` that was measured in a loop, as they are between messages.
+
+    There caches are cold and other threads want the interpreter. The wide system, of so many
+    `blocks`, says how much longer a step takes, and then a chunk.
+    """
+    machine, system, rates = Machine(speed, sizes), speed.system, speed.blocks
+    parts = (1, blocks - 2, 1)
+    around_s = system.relay_s + system.token_s + machine.logits_s
+    context = CHUNK + WIDE_NEW // 2
+    step_s = sum(machine.step_s(part, 1, context) for part in parts)
+    slower = _factor(run.wide_tpot_s - around_s - machine.states_s(1), step_s)
+    fixed_s = slower * sum(machine.step_s(part, 0, 0) for part in parts)
+    chunk_s = sum(machine.chunk_s(part, CHUNK, 0) - machine.step_s(part, 0, 0) for part in parts)
+    prompt_s = run.wide_ttft_s - system.open_s - around_s - machine.states_s(CHUNK)
+    chunk_slower = _factor(prompt_s - fixed_s, chunk_s)
+    return BlockRates(
+        pass_s=rates.pass_s * slower,
+        block_s=rates.block_s * slower,
+        weight_bytes_per_s=rates.weight_bytes_per_s / slower,
+        step_flops_per_s=rates.step_flops_per_s / slower,
+        kv_bytes_per_s=rates.kv_bytes_per_s / slower,
+        chunk_flops_per_s=rates.chunk_flops_per_s / chunk_slower,
+        attention_flops_per_s=rates.attention_flops_per_s / chunk_slower,
+    )
+
+
+def _factor(in_system_s: float, in_loop_s: float) -> float:
+    """How much longer it takes; never less, which a disturbed loop would say."""
+    return max(1.0, in_system_s / in_loop_s)
 
 
 def _difference(more_s: float, less_s: float) -> float:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 import torch
@@ -96,12 +97,12 @@ class _Timed:
                     cache.write(block, 0, filling, filling)
             return [Span(cache, start, count) for cache in caches]
 
-        return _best_seconds(spans, lambda spans: self.run(states, spans).cpu())
+        return _median_seconds(spans, lambda spans: self.run(states, spans).cpu())
 
 
 def _logits_s(tail: Tail, own: _Timed) -> float:
     states, spans = own.states(1), [Span(own.run.new_cache(1), 0, 1)]
-    return _best_seconds(lambda: spans, lambda spans: int(tail.logits(states, spans)[0].argmax()))
+    return _median_seconds(lambda: spans, lambda spans: int(tail.logits(states, spans)[0].argmax()))
 
 
 def _states_s(spec: PayloadSpec) -> float:
@@ -114,16 +115,16 @@ def _states_s(spec: PayloadSpec) -> float:
         parts = encode_states(source.add(states, digests), spec.dtype)
         decode_states(parts, CHUNK, spec, torch.float32)
 
-    return _best_seconds(lambda: None, there_and_back)
+    return _median_seconds(lambda: None, there_and_back)
 
 
-def _best_seconds(prepare: Callable[[], Any], work: Callable[[Any], object]) -> float:
-    """The shortest time of the work; what prepares it is not counted."""
+def _median_seconds(prepare: Callable[[], Any], work: Callable[[Any], object]) -> float:
+    """The median time of the work after one run that is not counted; nor is what prepares it."""
     taken: list[float] = []
     until = time.perf_counter() + _SECONDS
-    while len(taken) < _RUNS or time.perf_counter() < until:
+    while len(taken) <= _RUNS or time.perf_counter() < until:
         prepared = prepare()
         begun = time.perf_counter()
         work(prepared)
         taken.append(time.perf_counter() - begun)
-    return min(taken)
+    return median(taken[1:])

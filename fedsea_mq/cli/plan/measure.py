@@ -16,6 +16,7 @@ from fedsea_mq.planning.fitting import (
     SystemRun,
     block_rates,
     client_rates,
+    in_place,
     system_times,
 )
 from fedsea_mq.planning.holdings import Holdings
@@ -30,14 +31,14 @@ async def measure(config: Any, settings: Settings) -> Speed:
         ProcessFailed: a process of the small system ended.
     """
     blocks = await asyncio.to_thread(time_blocks, config, settings)
-    return speed_of(config, settings, blocks, await time_system(settings))
+    return speed_of(config, settings, blocks, await time_system(config, settings))
 
 
 def speed_of(config: Any, settings: Settings, blocks: BlockTimes, run: SystemRun) -> Speed:
     """The speed that these times show."""
     sizes = Holdings(Architecture.of(config), Numerics.of(settings.model))
     rates = block_rates(blocks, sizes)
-    return Speed(
+    in_loop = Speed(
         processor=platform.processor() or platform.machine(),
         cores=os.cpu_count() or 1,
         model=settings.model,
@@ -45,3 +46,4 @@ def speed_of(config: Any, settings: Settings, blocks: BlockTimes, run: SystemRun
         client=client_rates(blocks, sizes),
         system=system_times(run, rates),
     )
+    return in_loop.model_copy(update={"blocks": in_place(in_loop, sizes, run, blocks.blocks)})

@@ -25,9 +25,9 @@ _NARROW: Final = {
 
 
 def enough_blocks(sizes: Holdings) -> int:
-    """How many blocks to measure: at least two, and at most what the model has if it has more."""
+    """How many blocks to measure: one a party at least, and else no more than the model has."""
     beyond = -(-_BEYOND_CACHES // sizes.block_bytes)
-    return max(2, min(beyond, sizes.of.blocks))
+    return max(NARROW_PARTS, min(beyond, sizes.of.blocks))
 
 
 def write_narrow(folder: Path, blocks: int = NARROW_PARTS) -> None:
