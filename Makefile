@@ -16,7 +16,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test lint unit soak soak-train audit lock clean
+.PHONY: setup demo test lint unit soak soak-train check-plan audit lock clean
 
 setup: $(READY)
 
@@ -54,6 +54,10 @@ soak: $(READY)
 # Minutes: twenty processes of a training run killed at random, by each strategy.
 soak-train: $(READY)
 	$(BIN)/python -m pytest -m slow --capture no tests/chaos/test_training_kills.py
+
+# Minutes: this machine's speed, and predictions against real systems on it.
+check-plan: $(READY)
+	$(BIN)/python -m pytest -m slow tests/integration/test_plan.py
 
 # Known weaknesses of the locked packages, as PyPI lists them.
 audit: $(READY)

@@ -12,6 +12,7 @@ from fedsea_mq.privacy.audited import Finding
 # Where an audit says that so much of a prompt is recovered, nothing worth naming is hidden.
 _HIDES_NOTHING: Final = 0.9
 _GB: Final = 1e9
+_TPOT_STEP_S: Final = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +40,21 @@ class Option:
 
     def is_beaten_by(self, other: Option) -> bool:
         """Whether the other is nowhere worse, and somewhere better."""
-        mine, theirs = self.forecast, other.forecast
         no_worse = (
             other.exposure <= self.exposure,
-            theirs.tpot_s <= mine.tpot_s,
-            theirs.client_bytes <= mine.client_bytes,
+            other.tpot_steps <= self.tpot_steps,
+            other.forecast.client_bytes <= self.forecast.client_bytes,
         )
         return all(no_worse) and self._scores != other._scores
 
     @property
-    def _scores(self) -> tuple[tuple[float, int], float, int]:
-        return self.exposure, self.forecast.tpot_s, self.forecast.client_bytes
+    def tpot_steps(self) -> int:
+        """TPOT as far as it matters, so that rounding decides nothing."""
+        return round(self.forecast.tpot_s / _TPOT_STEP_S)
+
+    @property
+    def _scores(self) -> tuple[tuple[float, int], int, int]:
+        return self.exposure, self.tpot_steps, self.forecast.client_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,7 @@ def recommended(options: Sequence[Option], slowdown: float) -> Recommendation | 
         return None
     fastest = min(one.forecast.tpot_s for one in front)
     fast = [one for one in front if one.forecast.tpot_s <= slowdown * fastest]
-    best = min(fast, key=lambda one: (one.exposure, one.forecast.tpot_s))
+    best = min(fast, key=lambda one: (one.exposure, one.tpot_steps, one.forecast.client_bytes))
     return Recommendation(best, _reason(best, options, slowdown, fastest))
 
 

@@ -13,14 +13,15 @@ _MB: Final = 1e6
 _COLUMNS: Final = (
     "cut",
     "fits",
-    "recovered",
+    "read",
     "TTFT ms",
     "TPOT ms",
-    "bytes/token up, down",
+    "B up",
+    "B down",
     "client MB",
     "trunk MB",
-    "sessions a node",
-    "tokens/s a node",
+    "room",
+    "tokens/s",
 )
 
 
@@ -74,7 +75,7 @@ def print_plan(plan: Plan, price_per_hour: float | None, *, every: bool) -> None
     """The cuts that no other beats, or every one; then which to take, and why."""
     shown = plan.options if every else pareto_front(plan.options)
     priced = price_per_hour is not None
-    columns = (*_COLUMNS, "cost/M tokens") if priced else _COLUMNS
+    columns = (*_COLUMNS, "cost/M") if priced else _COLUMNS
     fitting = sum(one.fits for one in plan.options)
     print_table(
         f"{plan.model}: {len(shown)} of {len(plan.options)} cuts, of which {fitting} fit",
@@ -83,8 +84,10 @@ def print_plan(plan: Plan, price_per_hour: float | None, *, every: bool) -> None
     )
     demand = plan.wanted.demand
     console.print(
-        f"Prompt {demand.prompt}, {demand.new} new. TTFT, TPOT: of a session alone. Trunk, "
-        f"tokens/s: with {demand.sessions} sessions, or as many as there is room for.",
+        f"Requests of {demand.prompt} tokens and {demand.new} new ones. read: share of the prompt "
+        "that an audit recovered, ? if not audited. TTFT, TPOT, bytes a token: of a session alone. "
+        f"room: sessions that fit on a node. trunk, tokens/s: of a node with {demand.sessions} "
+        "sessions, or as many as fit.",
         style="dim",
     )
     if plan.recommendation is None:
@@ -98,14 +101,15 @@ def _cells(option: Option, price_per_hour: float | None) -> list[str]:
     cells = [
         str(said.cut),
         "yes" if option.fits else "NO",
-        "not audited" if found is None else f"{found.share:.0%}",
+        "?" if found is None else f"{found.share:.0%}",
         f"{said.ttft_s * 1000:.0f}",
         f"{said.tpot_s * 1000:.1f}",
-        f"{said.token.up}, {said.token.down}",
+        f"{said.token.up}",
+        f"{said.token.down}",
         f"{said.client_bytes / _MB:.0f}",
         f"{said.trunk_bytes / _MB:.0f}",
         f"{said.node_sessions}",
-        f"{said.node_tokens_per_s:.0f}",
+        f"{said.node_tokens_per_s:.3g}",
     ]
     if price_per_hour is not None:
         cost = said.cost_per_million(price_per_hour)
