@@ -16,7 +16,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-docs lint unit soak soak-train soak-chain test-ray docs wheel audit lock clean
+.PHONY: setup demo test test-docs lint unit soak soak-train soak-chain test-ray check-plan docs wheel audit lock clean
 
 setup: $(READY)
 
@@ -74,6 +74,10 @@ soak-chain: $(READY)
 # Minutes: a Ray cluster of four machines that are all this one, one of which is lost under load.
 test-ray: $(READY)
 	$(BIN)/python -m pytest -m slow --capture no tests/chaos/test_ray.py
+
+# Minutes: this machine's speed, and predictions against real systems on it.
+check-plan: $(READY)
+	$(BIN)/python -m pytest -m slow tests/integration/test_plan.py
 
 # Known weaknesses of the locked packages, as PyPI lists them.
 audit: $(READY)

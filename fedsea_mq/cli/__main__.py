@@ -21,6 +21,7 @@ from fedsea_mq.cli.commands.training import train
 from fedsea_mq.cli.commands.weights import pretrain, shard, verify
 from fedsea_mq.cli.keys import keygen, trust
 from fedsea_mq.cli.output import console, progress_console
+from fedsea_mq.cli.plan.command import plan
 from fedsea_mq.entry import leaves
 from fedsea_mq.errors import ConfigError, FedSeaError, PeerUnreachable
 
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.add_typer(adapters, name="adapters")
+app.add_typer(plan, name="plan")
 app.add_typer(trust, name="trust")
 # In the order of the help.
 COMMANDS: Final[tuple[Callable[..., None], ...]] = (

@@ -30,6 +30,8 @@ FAMILIES: Final = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 # RoPE variants that depend on the longest sequence of a batch: another client's session would
 # change this one's result.
 _UNSPLITTABLE_ROPE: Final = frozenset({"dynamic", "longrope"})
+# What of a hub's repository is fetched.
+_FILES: Final = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
 # Keys of config.json that change without changing the model's function.
 _VOLATILE: Final = frozenset({"transformers_version", "_name_or_path", "torch_dtype", "dtype"})
 
@@ -200,7 +202,7 @@ def _common(manifest: Manifest) -> tuple[int, int, dict[str, str]]:
     return manifest.head_blocks, manifest.tail_blocks, manifest.digests
 
 
-def _locate(model: str) -> Path:
+def _locate(model: str, wanted: list[str] = _FILES) -> Path:
     if model == EMBEDDED:
         return Path(__file__).parent / "embedded"
     if model == EMBEDDED_DRAFT:
@@ -210,14 +212,23 @@ def _locate(model: str) -> Path:
         return path
     if path.is_absolute() or model.startswith(".") or model.count("/") != 1:
         raise CheckpointError(f"{model}: no such folder, and not a hub id of the form owner/name")
-    return _fetch(model)
+    return _fetch(model, wanted)
 
 
-def _fetch(hub_id: str) -> Path:
+def read_config(model: str) -> PreTrainedConfig:
+    """The config alone of what `Checkpoint.open` opens; of a hub id no weights are fetched.
+
+    Raises what `Checkpoint.open` raises.
+    """
+    root = _locate(model, ["config.json"])
+    parts = (root / part for part in Part)
+    return _config(next((part for part in parts if (part / MANIFEST).exists()), root))
+
+
+def _fetch(hub_id: str, wanted: list[str]) -> Path:
     # Imported here: a local model needs no hub.
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
     try:
         return Path(snapshot_download(hub_id, allow_patterns=wanted))
     except Exception as error:  # the hub client raises many unrelated types

@@ -123,3 +123,8 @@ def test_the_trunks_rules_of_training_hold_no_tensor_socket_or_clock() -> None:
     for name in (*rules, "member_frames", "outcomes"):
         found = set(imports(ROOT / "fedsea_mq" / "training" / f"{name}.py"))
         assert not found & {"torch", "numpy", "zmq", "asyncio", "time", "random"}, name
+
+
+def test_a_plan_is_arithmetic_without_clock_socket_or_process() -> None:
+    forbidden = ("zmq", "asyncio", "time", "random", "subprocess", "transformers")
+    assert importing("fedsea_mq/planning", *forbidden) == []

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from fedsea_mq.cli import options
 from fedsea_mq.cli.output import console, print_json, print_table
+
+if TYPE_CHECKING:
+    from fedsea_mq.cli.bench.comparison import Comparison
 
 # Spelt out: to import the comparisons takes seconds, which the help of every command would.
 _NAMES: Final = (
@@ -86,14 +90,9 @@ def train_speed(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure split training by strategy and clients, beside peft on the unsplit model."""
-    from fedsea_mq.cli.bench.serving import run
     from fedsea_mq.cli.bench.train_speed import BESIDE, TRAINING
 
-    report = asyncio.run(run([TRAINING, BESIDE], repeats))
-    if as_json:
-        print_json(report)
-    else:
-        print_report(report, "training")
+    _compare([TRAINING, BESIDE], repeats, "training", as_json=as_json)
 
 
 @bench.command()
@@ -103,13 +102,8 @@ def gateway(
 ) -> None:
     """Compare streams from a gateway with those from a client node, side by side."""
     from fedsea_mq.cli.bench.gateway import GATEWAY
-    from fedsea_mq.cli.bench.serving import run
 
-    report = asyncio.run(run([GATEWAY], repeats))
-    if as_json:
-        print_json(report)
-    else:
-        print_report(report, "gateway")
+    _compare([GATEWAY], repeats, "gateway", as_json=as_json)
 
 
 @bench.command()
@@ -122,13 +116,8 @@ def chain(
     Wants the machine for itself, and a core for each stage beside those for broker and clients.
     """
     from fedsea_mq.cli.bench.chain import CHAIN
-    from fedsea_mq.cli.bench.serving import run
 
-    report = asyncio.run(run([CHAIN], repeats))
-    if as_json:
-        print_json(report)
-    else:
-        print_report(report, "chain")
+    _compare([CHAIN], repeats, "chain", as_json=as_json)
 
 
 @bench.command(name="tensor-parallel")
@@ -137,14 +126,49 @@ def tensor_parallel(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure a trunk's step by two ranks beside one. Wants two cores for itself."""
-    from fedsea_mq.cli.bench.serving import run
     from fedsea_mq.cli.bench.tensor_parallel import TENSOR_PARALLEL
 
-    report = asyncio.run(run([TENSOR_PARALLEL], repeats))
+    _compare([TENSOR_PARALLEL], repeats, "tensor parallel", as_json=as_json)
+
+
+@bench.command()
+def plan(
+    rounds: Annotated[int, typer.Option(min=1, help="Times each is measured; the best count.")] = 3,
+    as_json: options.AsJson = False,
+) -> None:
+    """Compare what `fedsea plan` predicts with what happens, at three cuts over two links.
+
+    Takes minutes, and wants the machine for itself.
+    """
+    from fedsea_mq.cli.bench.planned import bench_plan
+
+    report = asyncio.run(bench_plan(rounds))
+    if as_json:
+        print_json(report)
+        return
+    rows = [(f"{row['model']} {row['cut']} {row['link']}", *_beside(row)) for row in report["rows"]]
+    names = list(report["rows"][0]["measured"])
+    print_table("predicted / measured", ["model, cut, link", *names], rows)
+    console.print(
+        f"worst relative error {report['worst_relative_error']:.2f}, goal {report['goal']:g}; "
+        f"load average before: {report['load_average_before']:.1f}"
+    )
+
+
+def _beside(row: dict[str, Any]) -> list[str]:
+    return [
+        f"{row['predicted'][name]:.4g} / {row['measured'][name]:.4g}" for name in row["measured"]
+    ]
+
+
+def _compare(comparisons: Sequence[Comparison], repeats: int, title: str, *, as_json: bool) -> None:
+    from fedsea_mq.cli.bench.serving import run
+
+    report = asyncio.run(run(comparisons, repeats))
     if as_json:
         print_json(report)
     else:
-        print_report(report, "tensor parallel")
+        print_report(report, title)
 
 
 def print_report(report: dict[str, Any], title: str) -> None:

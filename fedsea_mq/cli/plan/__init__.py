@@ -1,0 +1,1 @@
+"""`fedsea plan`: measures machines, predicts what each cut costs, and recommends one."""
