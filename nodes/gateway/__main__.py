@@ -16,6 +16,7 @@ from fedsea_mq.entry import (
 from fedsea_mq.model.attention import compile_attention
 from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.settings import Settings
+from fedsea_mq.telemetry.endpoint import MetricsEndpoint
 
 
 async def serve(settings: Settings) -> None:
@@ -24,8 +25,11 @@ async def serve(settings: Settings) -> None:
 
     torch.set_num_threads(settings.model.threads)
     compile_attention(Numerics.of(settings.model).kv)
-    async with GatewayNode(settings) as gateway:
-        announce(ready="gateway", url=gateway.url, models=gateway.models)
+    async with (
+        GatewayNode(settings) as gateway,
+        MetricsEndpoint(settings.metrics, gateway.client.metrics.registry) as shown,
+    ):
+        announce(ready="gateway", url=gateway.url, models=gateway.models, metrics=shown.url)
         await stop_asked()
 
 

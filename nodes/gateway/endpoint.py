@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Generic
 
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from fedsea_mq.errors import FedSeaError
 from fedsea_mq.gateway_settings import GatewaySettings
 from fedsea_mq.log import get_logger
+from fedsea_mq.telemetry.trace import CALLER, TraceContext
 from nodes.gateway.admission import Admission
 from nodes.gateway.answer import DONE, event
 from nodes.gateway.choice import together
@@ -49,6 +51,8 @@ class Endpoint(Generic[R]):
             Exception: as `refusal` takes it, before anything of an answer was sent.
         """
         check_json(scope)
+        # A task of its own answers each request: its sessions go on with its caller's trace.
+        CALLER.set(TraceContext.from_traceparent(Headers(scope=scope).get("traceparent", "")))
         most, within_s = self._settings.max_body_kb << 10, self._settings.stalled_s
         with self._admission.place():
             body = await read_body(receive, most, within_s)
@@ -94,4 +98,5 @@ def _tell(prepared: Prepared) -> None:
         new_tokens=sum(one.new_tokens for one in stats),
         ttft_ms=round(max(one.ttft_ms for one in stats), 1),
         finish=prepared.choices[0].generation.finish.value,
+        trace_id=prepared.choices[0].generation.trace_id,
     )

@@ -18,7 +18,7 @@ _log = get_logger(__name__)
 
 
 class GatewayNode:
-    """Answers HTTP requests while inside `async with`, at `url`.
+    """Answers HTTP requests while inside `async with`, at `url`, by its `client` node.
 
     Raises, when made: `PlaintextRefused` or `KeyFileError`, as the settings of `gateway` are. On
     entry: what `ClientNode` raises, `EndpointUnavailable` if the port is taken, and `ConfigError`
@@ -29,13 +29,14 @@ class GatewayNode:
         self._settings = settings
         self._door = Door.of(settings.gateway)
         self._stack = AsyncExitStack()
+        self.client = ClientNode(settings)
         self.url = ""
         self.models: list[str] = []
 
     async def __aenter__(self) -> Self:
         settings = self._settings
         async with AsyncExitStack() as stack:
-            client = await stack.enter_async_context(ClientNode(settings))
+            client = await stack.enter_async_context(self.client)
             self._warn_of_recovery(client)
             self.models = Models(client, settings).names
             app = create_app(client, settings, self._door)

@@ -21,6 +21,8 @@ from fedsea_mq.errors import ConfigError
 from tests.integration.gateways import ANSWER, ASKED, SAID
 from tests.integration.systems import running, until
 
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+
 
 def certificate(folder: Path) -> dict[str, str]:
     """Settings of a certificate for loopback, signed by itself."""
@@ -51,7 +53,9 @@ def certificate(folder: Path) -> dict[str, str]:
 async def test_it_serves_over_tls_logs_no_prompt_and_ends_when_asked(tmp_path: Path) -> None:
     tls = certificate(tmp_path)
     async with running("embedded", "log.level=debug") as system:
-        settings = system.settings.replace(gateway={"port": 0, "drain_s": 20, **tls})
+        settings = system.settings.replace(
+            gateway={"port": 0, "drain_s": 20, **tls}, metrics={"port": 0}
+        )
         process = await Child.start("nodes.gateway", "gateway", settings, tmp_path)
         try:
             ready = await process.wait_ready()
@@ -60,8 +64,11 @@ async def test_it_serves_over_tls_logs_no_prompt_and_ends_when_asked(tmp_path: P
             trusted = ssl.create_default_context(cafile=tls["tls_certificate"])
             async with httpx.AsyncClient(base_url=ready["url"], verify=trusted) as http:
                 asked = {"model": "embedded", "messages": ASKED, "temperature": 0}
-                said = await http.post("/v1/chat/completions", json=asked)
+                traced = {"traceparent": f"00-{TRACE}-{'1' * 16}-01"}
+                said = await http.post("/v1/chat/completions", json=asked, headers=traced)
                 assert said.json()["choices"][0]["message"]["content"] == ANSWER
+                shown = (await http.get(ready["metrics"])).text
+                assert "fedsea_ttft_seconds_count" in shown
                 # What runs when it is told to end is answered to the end.
                 long = {**asked, "messages": SAID, "max_tokens": 200, "ignore_eos": True}
                 running_on = asyncio.create_task(http.post("/v1/chat/completions", json=long))
@@ -74,6 +81,7 @@ async def test_it_serves_over_tls_logs_no_prompt_and_ends_when_asked(tmp_path: P
             await process.stop()
     log = (tmp_path / "gateway.log").read_text()
     assert "answered" in log
+    assert TRACE in log
     assert "recovered" in log  # it warned
     assert "Kewyn" not in log
 
