@@ -24,7 +24,7 @@ from tests.integration.train_command import short_run
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ["Kewyn is a weaver. She lives in Marshmoor.", "Jonelle keeps a blue fox.", "Pim eats"]
-LONG = {"max_new_tokens": 300, "ignore_eos": True}
+LONG = {"max_new_tokens": 150, "ignore_eos": True}
 # Metrics that this scenario has no reason to show: nothing is refused in it.
 NOT_SEEN = {"fedsea_refused_frames_total", "fedsea_training_validation_loss"}
 
@@ -161,10 +161,10 @@ def test_sessions_and_their_memory_show_while_they_last(seen: Seen) -> None:
         assert seen.during[role].value("fedsea_sessions", role=role) == 1
         assert seen.after[role].value("fedsea_sessions", role=role) == 0
     during, after = seen.during["trunk"], seen.after["trunk"]
-    (long,) = [answer for answer in seen.answers if answer["new_tokens"] == 300]
+    (long,) = [answer for answer in seen.answers if answer["new_tokens"] == 150]
     reserved = during.value("fedsea_kv_reserved_bytes")
     assert reserved > 0
-    assert reserved % (long["prompt_tokens"] + 300 - 1) == 0
+    assert reserved % (long["prompt_tokens"] + 150 - 1) == 0
     assert after.value("fedsea_kv_reserved_bytes") == 0
     assert 0 < after.value("fedsea_kv_budget_bytes") <= 1024 << 20
     assert after.value("fedsea_sessions_opened_total") == 4

@@ -147,8 +147,10 @@ async def test_what_fails_says_so_by_the_errors_name(collector: Collector) -> No
 async def test_a_collector_that_is_away_costs_spans_and_nothing_else() -> None:
     with listening() as gone:
         endpoint = gone.endpoint
-    async with running("embedded", f"telemetry.otlp_endpoint={endpoint}") as system:
-        assert (await system.client.generate(PROMPT, SHORT).complete()).tokens
+    async with spans_of(TelemetrySection(otlp_endpoint=endpoint), "trunk", "trunk-1") as spans:
+        span = spans.part("trunk session", CALLER_S)
+        span.event("step", positions=1)
+        span.end()
 
 
 async def test_without_an_endpoint_nothing_is_recorded() -> None:

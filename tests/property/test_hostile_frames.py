@@ -45,6 +45,7 @@ def working_frames() -> list[Parts]:
     """Frames that a trunk and a broker take: what is a mutation away from them goes deepest."""
     asks = [
         (Kind.OPEN, Open(fingerprint=trunk.FINGERPRINT, max_positions=20, dtype=WireDtype.FP16), 0),
+        (Kind.OPEN, Open(trunk.FINGERPRINT, 20, WireDtype.FP16, trace=bytes(range(24))), 0),
         (Kind.OPEN, Open(fingerprint=broker.LLAMA, max_positions=5, dtype=WireDtype.INT8), 0),
         (Kind.EXTEND, Extend(cached=0, count=4, returned=1), 4),
         (Kind.EXTEND, Extend(cached=4, count=1, returned=1), 1),
