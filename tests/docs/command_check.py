@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,19 @@ from fedsea_mq.cli.__main__ import app
 from fedsea_mq.settings import Settings
 from tests.docs.pages import ROOT
 
-_SEPARATORS = {"|", "||", "&&", ";", "&"}
-_REDIRECTIONS = {"<", ">", ">>"}
+_SEPARATORS = "|&;()\n"
+_REDIRECTIONS = "<>"
+_KEYWORDS = {"do", "then", "else", "!"}
 
 
 def check_line(line: str) -> None:
     """Raises `AssertionError`, `ConfigError` or typer's `UsageError` for what does not exist."""
     for words in simple_commands(line):
         match words:
-            case ["fedsea", *arguments]:
+            case ["fedsea", *arguments] if not any("$" in one for one in arguments):
                 check_fedsea(arguments)
+            case ["pip", "install", *wanted]:
+                _check_extras(wanted)
             case ["make", *targets]:
                 for target in targets:
                     assert "=" in target or _is_target(target), f"no target {target}"
@@ -33,18 +37,20 @@ def check_line(line: str) -> None:
 
 
 def simple_commands(line: str) -> Iterator[list[str]]:
-    """The commands of a line of shell, apart; without redirections and comments."""
-    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
-    lexer.whitespace_split = True
+    """The commands of some shell, apart; without keywords, redirections and comments."""
+    # A comment would take the line's end with it, which ends a command.
+    source = re.sub(r"(?m)(?<!\S)#.*$", "", line.replace("\\\n", " "))
+    lexer = shlex.shlex(source, posix=True, punctuation_chars=_SEPARATORS + _REDIRECTIONS)
+    lexer.whitespace, lexer.whitespace_split = " \t", True
     words: list[str] = []
     tokens = iter(lexer)
     for token in tokens:
-        if token in _SEPARATORS:
+        if set(token) <= set(_SEPARATORS):
             yield words
             words = []
-        elif token in _REDIRECTIONS:
+        elif set(token) <= set(_REDIRECTIONS):
             next(tokens)
-        else:
+        elif words or token not in _KEYWORDS:
             words.append(token)
     if words:
         yield words
@@ -72,6 +78,15 @@ def _check_settings(options: dict[str, Any]) -> None:
         assert (ROOT / file).is_file(), f"no file {file}"
     here = file is not None and (ROOT / file).is_file()
     Settings.load(ROOT / str(file) if here else None, options["set_"] or [])
+
+
+def _check_extras(wanted: Sequence[str]) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for one in wanted:
+        if found := re.fullmatch(r"fedsea_mq\[([\w,-]+)\]", one):
+            assert set(found[1].split(",")) <= set(extras), f"no such extra: {one}"
 
 
 def _is_target(name: str) -> bool:

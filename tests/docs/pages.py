@@ -13,7 +13,8 @@ granted. Blocks of Python may have one, too: without it they are compiled only.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -67,16 +68,33 @@ class Block:
             return None
         word, _, reason = self.said.partition(",")
         if word == Mark.PARSED and not reason.strip():
-            raise ValueError(f"{self.place}: parsed only, and why?")
+            raise ValueError(f"{self.page.name}:{self.line}: parsed only, and why?")
         return Mark(word)
 
     @property
     def commands(self) -> list[str]:
-        """Its commands, each as one line; of a console block those behind a prompt."""
-        lines = self.text.replace("\\\n", " ").splitlines()
+        """Its commands, each to where bash ends it; of a console block what is typed."""
+        lines = self.text.splitlines()
         if self.language == "console":
-            lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
-        return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+            lines = [line[2:] for line in lines if line.startswith(("$ ", "> "))]
+        return list(_commands(lines))
+
+
+def _commands(lines: Iterable[str]) -> Iterator[str]:
+    begun: list[str] = []
+    for line in lines:
+        if not begun and (not line.strip() or line.lstrip().startswith("#")):
+            continue
+        begun.append(line)
+        if not line.endswith("\\") and _is_whole("\n".join(begun)):
+            yield "\n".join(begun).strip()
+            begun = []
+    yield from begun  # unfinished: whoever checks it says so
+
+
+def _is_whole(command: str) -> bool:
+    checked = subprocess.run(["bash", "-n", "-c", command], capture_output=True, check=False)
+    return checked.returncode == 0
 
 
 def blocks(page: Path) -> Iterator[Block]:
