@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 from fedsea_mq.cli.ray.remote_child import RemoteChild
@@ -35,7 +34,8 @@ class Replica:
 class Replicas:
     """Starts, drains and replaces trunk nodes; each lives in a task of `group`.
 
-    `tell` hears, in a line for people, what becomes of which. For one that ends unasked, the next
+    They are called by `numbers`: of a chain, those of one stage. `tell` hears, in a line for
+    people, what becomes of which. For one that ends unasked, the next
     `resize` starts another. More than `ray.max_restarts` of those raise `ProcessFailed` in the
     group, as does one that ends, or finds no place, while none was ever ready: the next would, too.
 
@@ -43,12 +43,16 @@ class Replicas:
     """
 
     def __init__(
-        self, system: RaySystem, group: asyncio.TaskGroup, tell: Callable[[str], None]
+        self,
+        system: RaySystem,
+        group: asyncio.TaskGroup,
+        tell: Callable[[str], None],
+        numbers: Iterator[int],
     ) -> None:
         self._system = system
         self._group = group
         self._tell = tell
-        self._numbers = count()
+        self._numbers = numbers
         self._living: dict[Replica, asyncio.Task[None]] = {}
         self._restarts = 0
         self.first_ready: asyncio.Future[dict[str, Any]] = asyncio.Future()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
+from itertools import count
 
 from fedsea_mq.cli.kept import Kept
 from fedsea_mq.cli.output import console, progress_console
@@ -29,17 +31,19 @@ async def up(settings: Settings) -> None:
         console.print(f"broker for clients  {system.settings.broker.clients}")
         console.print(f"broker for nodes    {system.settings.broker.nodes}")
         async with asyncio.TaskGroup() as group:
-            replicas = Replicas(system, group, _tell)
+            stages = settings.trunk.stages
+            fleet = [Replicas(system, group, _tell, count(n, stages)) for n in range(stages)]
             tasks = [
                 group.create_task(_keep_broker(system)),
-                group.create_task(_scale(system, replicas)),
-                group.create_task(_say_ready(settings, replicas)),
+                group.create_task(_scale(system, fleet)),
+                group.create_task(_say_ready(settings, fleet)),
             ]
             await stop_asked()
             _tell("stopping ...")
             for task in tasks:
                 task.cancel()
-            replicas.resize(0, {})
+            for replicas in fleet:
+                replicas.resize(0, {})
 
 
 def _tell(line: str) -> None:
@@ -55,20 +59,27 @@ async def _keep_broker(system: RaySystem) -> None:
     raise ProcessFailed("the broker was stopped")
 
 
-async def _scale(system: RaySystem, replicas: Replicas) -> None:
-    """Ask the broker what its nodes hold, again and again, and have as many as that needs."""
-    terms, scaler = system.settings.ray, Scaler(system.settings.ray)
+async def _scale(system: RaySystem, fleet: Sequence[Replicas]) -> None:
+    """Ask the broker what its nodes hold, again and again, and have as many as that needs.
+
+    Each stage of a chain by itself: sessions pass through all of them.
+    """
+    terms = system.settings.ray
+    scalers = [Scaler(terms) for _ in fleet]
     async with StatusWatch(system.settings.broker, system.settings.security) as watch:
         while True:
             with suppress(PeerUnreachable):  # a broker that is being started again is asked later
                 report = await watch.report()
-                demand = demand_of(report, replicas.names, replicas.ready, terms.node_sessions)
-                wanted = scaler.wanted(demand, asyncio.get_running_loop().time())
-                replicas.resize(wanted, {node.name: node.load.sessions for node in report.nodes})
+                sessions = {node.name: node.load.sessions for node in report.nodes}
+                for replicas, scaler in zip(fleet, scalers, strict=True):
+                    demand = demand_of(report, replicas.names, replicas.ready, terms.node_sessions)
+                    wanted = scaler.wanted(demand, asyncio.get_running_loop().time())
+                    replicas.resize(wanted, sessions)
             await asyncio.sleep(terms.interval_s)
 
 
-async def _say_ready(settings: Settings, replicas: Replicas) -> None:
-    said = await replicas.first_ready
+async def _say_ready(settings: Settings, fleet: Sequence[Replicas]) -> None:
+    for replicas in fleet:
+        said = await replicas.first_ready
     warn_of_recovery(settings, said["fingerprint"])
     console.print("ready; Ctrl-C stops everything", style="dim")
