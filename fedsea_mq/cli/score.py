@@ -123,10 +123,16 @@ async def _score_one(
         for one in asked:
             limits = one.task.limits.within(client.model.max_positions)
             respond = Responder(model, client.tokenizer, limits)
-            scores |= await evaluate(one.examples, one.task.score, respond, on_answer=on_answer)
+            found = await evaluate(one.examples, one.task.score, respond, on_answer=on_answer)
+            scores |= told_apart(scores, one.task.name, found)
         sigma, rms = client.noise_std, client.model.head_rms
     cut = f"{settings.model.head_blocks}+{settings.model.tail_blocks}"
     return Scored(scores, sigma, sigma / rms, cut)
+
+
+def told_apart(scores: Scores, task: str, found: Scores) -> Scores:
+    """What was found for a task; a score named as one of another task has the task's name, too."""
+    return {f"{task} {name}" if name in scores else name: score for name, score in found.items()}
 
 
 def points_below(scores: Scores, other: Scores) -> float:

@@ -10,19 +10,35 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from fedsea_mq.cli.audit.grid import ISOTROPIC, PAPER, Grid, audit, audit_beside
+from fedsea_mq.cli.audit.grid import (
+    ISOTROPIC,
+    OWN,
+    PAPER,
+    Grid,
+    audit,
+    audit_beside,
+    cells_of,
+    learned,
+)
+from fedsea_mq.cli.audit.kept import KeptFindings
 from fedsea_mq.cli.audit.live import live_system
 from fedsea_mq.cli.audit.live_training import captured_training
 from fedsea_mq.cli.audit.page import page
 from fedsea_mq.cli.audit.plots import plot_audit
-from fedsea_mq.cli.audit.report import recommended, report
-from fedsea_mq.cli.audit.victims import Victim
+from fedsea_mq.cli.audit.report import UNSAID, recommended, report
+from fedsea_mq.cli.audit.victims import Victim, marked
+from fedsea_mq.cli.score import Asked
+from fedsea_mq.errors import ConfigError, IllegalCut, TaskDataError
 from fedsea_mq.model.packed_attention import PackedLayout
 from fedsea_mq.privacy.attacks.labels import recover_labels
 from fedsea_mq.privacy.attacks.public_model import PublicModel
 from fedsea_mq.privacy.audited import finding
+from fedsea_mq.privacy.noise_shape import write_shape
+from fedsea_mq.privacy.scale import NoiseMode
 from fedsea_mq.settings import NoiseSettings, Settings
 from fedsea_mq.tasks.encoding import Encoded
+from fedsea_mq.tasks.registry import find
+from fedsea_mq.tasks.task import Wanted
 
 QUIET = Settings().replace(log={"level": "warning"})
 OFF = QUIET.replace(noise={"mode": "off"})
@@ -55,6 +71,73 @@ async def test_what_is_captured_is_what_the_client_sent_and_the_trunk_computed()
     other = elsewhere.seen.received[:count] - states[:count]
     both = torch.corrcoef(torch.stack((noise.flatten(), other.flatten())))
     assert abs(float(both[0, 1])) < 5 / noise.numel() ** 0.5
+
+
+async def test_guesses_that_nothing_came_of_are_not_taken_for_tokens() -> None:
+    guessing = OFF.replace(client={"speculation": "lookup"})
+    asked = Asked.of(find("embedded/conversation"), Wanted(count=3, seed=1000))
+    victims = list(marked(asked, PublicModel.load(OFF.model).checkpoint, 1000))
+    async with live_system(guessing) as system:
+        captured, _ = await system.capture(system.settings, victims, 12)
+    for one in captured:
+        assert len(one.tokens) == one.seen.received.shape[0] == one.seen.outputs.shape[0]
+
+
+async def test_a_cut_that_is_illegal_is_told_before_any_other_is_audited(tmp_path: Path) -> None:
+    with pytest.raises(IllegalCut):
+        _ = [found async for found in audit(QUIET, replace(SMALL, cuts=((1, 1), (9, 9))), tmp_path)]
+    assert not list(tmp_path.iterdir())
+
+
+def _notes(file: Path, count: int) -> str:
+    lines = [{"prompt": f"Note {number}.", "answer": "yes"} for number in range(count)]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return f"jsonl:{file}"
+
+
+def test_of_a_single_file_the_attacker_has_the_lines_that_are_not_attacked(tmp_path: Path) -> None:
+    task = find(_notes(tmp_path / "notes.jsonl", 5))
+    grid = replace(SMALL, victims=3, shadow=9, tasks=(task.name,))
+    assert len(learned(grid, task).examples) == 2
+    with pytest.raises(TaskDataError, match="5 texts are attacked"):
+        learned(replace(grid, victims=5), task)
+
+
+def test_clip_and_shape_of_the_settings_are_a_defence_of_their_own() -> None:
+    model = PublicModel.load(OFF.model)
+    own = NoiseSettings(mode=NoiseMode.MEAN_ABS, clip=model.head_rms() * 16)
+    grid = replace(SMALL, scales=(0.0, 0.5))
+    tried = grid.settings((1, 1), model, Path("shape"), own)
+    clips = {one.defence: one.noise["clip"] for one in tried}
+    assert clips == {ISOTROPIC: None, PAPER: None, OWN: pytest.approx(1.0)}
+    assert len(tried) == cells_of(grid, own)
+
+
+async def test_a_shape_of_the_settings_is_read_and_never_written(tmp_path: Path) -> None:
+    file = tmp_path / "mine.safetensors"
+    shaped = QUIET.replace(noise={"shape": file})
+    with pytest.raises(ConfigError, match="cannot be read"):
+        _ = [found async for found in audit(shaped, replace(SMALL, scales=(0.5,)), None)]
+    assert not file.exists()
+    write_shape(file, torch.eye(256))
+    content = file.read_bytes()
+    rows = [
+        row
+        async for found in audit(shaped, replace(SMALL, scales=(0.5,)), tmp_path)
+        for row in found
+    ]
+    assert {row["defence"] for row in rows} == {ISOTROPIC, PAPER, OWN}
+    assert file.read_bytes() == content
+
+
+def test_a_damaged_finding_is_named(tmp_path: Path) -> None:
+    kept = KeptFindings(tmp_path)
+    kept.add(QUIET, "of", [1])
+    assert kept.find(QUIET, "of") == [1]
+    (file,) = tmp_path.iterdir()
+    file.write_text("[1")
+    with pytest.raises(ConfigError, match="damaged"):
+        kept.find(QUIET, "of")
 
 
 async def test_what_is_captured_of_training_is_what_was_sent_and_its_loss_s_gradient() -> None:
@@ -113,6 +196,9 @@ async def test_a_whole_audit_reports_what_was_recovered_and_is_not_done_twice(
     assert "noise.clip" in told["epsilon"][1]["because"]
     assert len(told["strongest"]) == 2
     assert told["recommended"]["utility"] == max(row["utility"] for row in rows)
+    useless = [{**row, "utility": 0.0} for row in rows]
+    assert recommended(useless) is None
+    assert UNSAID in page(report(useless, beside), useless, [])
     chosen = recommended(rows)
     assert chosen is not None
     plots = plot_audit(rows, tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 from fedsea_mq.cli import options
 from fedsea_mq.cli.output import console, json_text, print_json, print_table, progress_bar
 from fedsea_mq.entry import configure_logging
+from fedsea_mq.errors import ConfigError
 from fedsea_mq.settings import Settings
 
 
@@ -46,6 +48,7 @@ def audit(
     from fedsea_mq.cli.audit.report import (
         COLUMNS,
         TRAINING,
+        UNSAID,
         by_setting,
         cells,
         report,
@@ -64,11 +67,12 @@ def audit(
         grid = replace(grid, cuts=options.each(cut, options.as_cut))
     if task:
         grid = replace(grid, tasks=task)
+    if out is not None:
+        _make(out)
     rows = asyncio.run(_rows(settings, grid, out))
     beside = asyncio.run(audit_beside(settings, grid, out))
     told = report(rows, beside)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         (out / "report.json").write_text(json_text(told))
         plots = plot_audit(rows, out)
         (out / "report.md").write_text(page(told, rows, [file.name for file in plots]))
@@ -78,8 +82,18 @@ def audit(
     for title, here in by_setting(rows):
         print_table(title, COLUMNS, map(cells, here))
     print_table("training", TRAINING, training_cells(told["training"]))
-    if told["recommended"] is not None:
-        console.print(told["recommended"]["risk"], markup=False)
+    chosen = told["recommended"]
+    console.print(UNSAID if chosen is None else chosen["risk"], markup=False)
+
+
+def _make(folder: Path) -> None:
+    """Before minutes are spent on what could not be kept there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out {folder}: may not be written")
 
 
 async def _rows(settings: Settings, grid: Any, out: Path | None) -> Sequence[dict[str, Any]]:
@@ -88,7 +102,7 @@ async def _rows(settings: Settings, grid: Any, out: Path | None) -> Sequence[dic
 
     rows: list[dict[str, Any]] = []
     with progress_bar() as progress:
-        task = progress.add_task("settings", total=cells_of(grid))
+        task = progress.add_task("settings", total=cells_of(grid, settings.noise))
         async for found in run(settings, grid, out):
             rows += found
             progress.advance(task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -12,20 +13,24 @@ from fedsea_mq.cli.audit.cells import Attacker, Audience, Setting, audit_cell
 from fedsea_mq.cli.audit.kept import KeptFindings
 from fedsea_mq.cli.audit.live import live_system
 from fedsea_mq.cli.audit.noise_aware import noise_aware_adapter
-from fedsea_mq.cli.audit.training_cells import Training, audit_training, sent_lengths
-from fedsea_mq.cli.audit.victims import Victim, marked
+from fedsea_mq.cli.audit.training_cells import Training, audit_training, sent_lengths, taken
+from fedsea_mq.cli.audit.victims import marked
 from fedsea_mq.cli.score import Asked
+from fedsea_mq.errors import TaskDataError
+from fedsea_mq.model.adapters import AdapterFolder
 from fedsea_mq.model.calibration import calibration_states
 from fedsea_mq.model.checkpoint import Checkpoint
+from fedsea_mq.model.partition import Cut, Part
 from fedsea_mq.privacy.attacks.lengths import told_by_lengths
 from fedsea_mq.privacy.attacks.public_model import PublicModel
-from fedsea_mq.privacy.noise_shape import write_shape
+from fedsea_mq.privacy.noise_shape import NoiseShape, write_shape
 from fedsea_mq.privacy.recovery import Judge
+from fedsea_mq.privacy.scale import NoiseMode
 from fedsea_mq.privacy.shaping import output_gradients, shaped_root
-from fedsea_mq.settings import Settings, relative_noise
+from fedsea_mq.settings import NOISE_OFF, NoiseSettings, Settings, relative_noise
 from fedsea_mq.tasks.encoding import Encoded, Encoder
 from fedsea_mq.tasks.registry import find
-from fedsea_mq.tasks.task import Split, Wanted
+from fedsea_mq.tasks.task import Example, Split, Task, Wanted
 
 # None of these worlds, or examples of a task's training split, is asked about.
 _SHADOW_SEED: Final = 7
@@ -36,6 +41,7 @@ PAPER: Final = "isotropic noise, the paper's scale"
 INT8: Final = "isotropic noise, int8 on the wire"
 CLIPPED: Final = "clipped, isotropic noise"
 SHAPED: Final = "noise shaped to what the trunk tolerates"
+OWN: Final = "isotropic noise, clip and shape of the settings"
 NOISE_AWARE: Final = "isotropic noise, private adapters trained under it"
 # Of the typical norm: about half of the states are scaled down a little, some much.
 _CLIP: Final = 0.8
@@ -71,13 +77,22 @@ class Grid:
     gradient_noises: Sequence[float] = (0.0, 1.0)
     adapter: Path | None = None
 
-    def settings(self, cut: tuple[int, int], model: PublicModel, shape: Path) -> list[Setting]:
-        """What is tried at a cut; `shape` is the file of a shaped noise for it."""
-        found = [Setting(ISOTROPIC, relative_noise(scale)) for scale in self.scales]
-        found.append(Setting(PAPER, {"mode": "mean_abs", "scale": _mean_abs(model)}))
+    def settings(
+        self, cut: tuple[int, int], model: PublicModel, shape: Path, own: NoiseSettings
+    ) -> list[Setting]:
+        """What is tried at a cut; `shape` is the file of a shaped noise for it.
+
+        `own` is the noise of the settings, whose clip and shape are tried at each scale.
+        """
+        found = [Setting(ISOTROPIC, _alone(scale)) for scale in self.scales]
+        paper = {"mode": "mean_abs", "scale": _mean_abs(model)}
+        found.append(Setting(PAPER, {**_alone(0.0), **paper}))
+        if own.clip is not None or own.shape is not None:
+            like = _clip_and_shape(own, model)
+            found += [Setting(OWN, {**_alone(one), **like}) for one in self.scales if one]
         if cut == self.cuts[0]:
             for scale in self.others_at:
-                noise = relative_noise(scale)
+                noise = _alone(scale)
                 found.append(Setting(INT8, noise, {"wire_dtype": "int8"}))
                 found.append(Setting(CLIPPED, {**noise, "clip": _CLIP}))
                 found.append(Setting(SHAPED, {**noise, "shape": str(shape)}))
@@ -110,6 +125,22 @@ FULL: Final = Grid(
 )
 
 
+def _alone(scale: float) -> dict[str, Any]:
+    """The section `noise` for isotropic noise and nothing else, whatever the settings say."""
+    return {**NOISE_OFF, **relative_noise(scale)}
+
+
+def _clip_and_shape(own: NoiseSettings, model: PublicModel) -> dict[str, Any]:
+    """Those of the settings, beside noise relative to the head's RMS."""
+    clip = own.clip
+    if clip is not None and own.mode is not NoiseMode.RELATIVE:  # it is a norm
+        clip /= model.head_rms() * model.checkpoint.hidden**0.5
+    if own.shape is None:
+        return {"clip": clip, "shape": None}
+    NoiseShape.load(own.shape, model.checkpoint.hidden)  # or it is refused now, not after minutes
+    return {"clip": clip, "shape": str(own.shape)}
+
+
 def _mean_abs(model: PublicModel) -> float:
     """The paper's default scale: as large as the head's output (s = 0.02 where mean |h| is)."""
     return round(float(calibration_states(model.checkpoint, model.head).abs().mean()), 4)
@@ -118,25 +149,30 @@ def _mean_abs(model: PublicModel) -> float:
 async def audit(
     settings: Settings, grid: Grid, folder: Path | None
 ) -> AsyncIterator[list[dict[str, Any]]]:
-    """The rows of one setting after another; what `folder` has of them is not found again."""
+    """The rows of one setting after another; what `folder` has of them is not found again.
+
+    Raises `IllegalCut` before anything is done if one of the cuts is.
+    """
+    checkpoint = Checkpoint.open(settings.model.path)
+    for cut in grid.cuts:
+        Cut(*cut).blocks(Part.TRUNK, checkpoint.blocks)
     with TemporaryDirectory(prefix="fedsea-audit-") as name:
         files = Path(name) if folder is None else folder
         kept = KeptFindings(None if folder is None else folder / "cells")
         for cut in grid.cuts:
             at_cut = _At(settings, grid, cut, kept)
             shape = files / f"shape-{cut[0]}-{cut[1]}.safetensors"
-            async for rows in at_cut.audit(grid.settings(cut, at_cut.base, shape)):
+            async for rows in at_cut.audit(grid.settings(cut, at_cut.base, shape, settings.noise)):
                 yield rows
         for scale in grid.noise_aware_at:
             adapter = await noise_aware_adapter(
-                _cut(settings, grid.cuts[0]),
+                _cut(settings, grid.cuts[0]).replace(noise=_alone(scale)),
                 grid.tasks[0],
-                scale,
                 grid.noise_aware_steps,
                 files / f"noise-aware-{scale:g}",
             )
             aware = _At(settings, replace(grid, adapter=adapter), grid.cuts[0], kept)
-            async for rows in aware.audit([Setting(NOISE_AWARE, relative_noise(scale))]):
+            async for rows in aware.audit([Setting(NOISE_AWARE, _alone(scale))]):
                 yield rows
 
 
@@ -151,8 +187,14 @@ class _At:
         self.base = self._attackers[0].model
         self._audience = _audience(grid, cut, self.base.checkpoint)
         self._kept = kept
-        told = ("victims", "shadow", "asked", "tasks", "adapter")
-        self._of = {name: str(getattr(grid, name)) for name in told}
+        told = ("victims", "shadow", "asked", "tasks")
+        asked = [one.examples for one in self._audience.asked]
+        self._of = {
+            **{name: str(getattr(grid, name)) for name in told},
+            "texts": _digest(self._audience.victims, self._audience.shadow, asked),
+            "model": self.base.checkpoint.fingerprint(Cut(*cut)),
+            "adapter": None if grid.adapter is None else AdapterFolder.open(grid.adapter).digest(),
+        }
 
     async def audit(self, wanted: Sequence[Setting]) -> AsyncIterator[list[dict[str, Any]]]:
         """The rows of each of these settings: those that are kept, then those that are not."""
@@ -165,7 +207,7 @@ class _At:
                 yield rows
         if not missing:
             return
-        for shape in {one.noise["shape"] for one in missing if one.noise.get("shape")}:
+        for shape in {one.noise["shape"] for one in missing if one.defence == SHAPED}:
             _write_shape(self.base, self._audience.shadow, Path(shape))
         async with live_system(self._settings) as system:
             for setting in missing:
@@ -191,16 +233,25 @@ async def audit_beside(settings: Settings, grid: Grid, folder: Path | None) -> d
     """
     kept = KeptFindings(None if folder is None else folder / "cells")
     told = ("shadow", "tasks", "trained", "trained_steps", "trained_at", "gradient_noises")
-    of = {name: str(getattr(grid, name)) for name in told}
+    checkpoint = Checkpoint.open(settings.model.path)
+    of = {
+        **{name: str(getattr(grid, name)) for name in told},
+        "texts": _digest(_shadow(grid, checkpoint), _trained_on(grid)),
+        "model": checkpoint.digests,
+    }
     found: dict[str, Any] | None = kept.find(settings, of)
     if found is None:
-        found = await _beside(settings, grid)
+        found = await _beside(settings, grid, checkpoint)
         kept.add(settings, of, found)
     return found
 
 
-async def _beside(settings: Settings, grid: Grid) -> dict[str, Any]:
-    checkpoint = Checkpoint.open(settings.model.path)
+def _trained_on(grid: Grid) -> list[list[Example]]:
+    counts = (Training("", grid.trained, grid.trained_steps).count, grid.shadow)
+    return [Asked.of(find(name), taken(count)).examples for name in grid.tasks for count in counts]
+
+
+async def _beside(settings: Settings, grid: Grid, checkpoint: Checkpoint) -> dict[str, Any]:
     shadow = _shadow(grid, checkpoint)
     judge = Judge(checkpoint.tokenizer, shadow)
     rows, lengths = [], []
@@ -220,10 +271,12 @@ async def _beside(settings: Settings, grid: Grid) -> dict[str, Any]:
     }
 
 
-def cells_of(grid: Grid) -> int:
+def cells_of(grid: Grid, own: NoiseSettings) -> int:
     """How many settings there are, over all cuts."""
     others = 3 * len(grid.others_at) + len(grid.noise_aware_at)
-    return len(grid.cuts) * (len(grid.scales) + 1) + others
+    is_own = own.clip is not None or own.shape is not None
+    like_own = sum(1 for scale in grid.scales if scale) if is_own else 0
+    return len(grid.cuts) * (len(grid.scales) + 1 + like_own) + others
 
 
 def _cut(settings: Settings, cut: tuple[int, int]) -> Settings:
@@ -248,7 +301,8 @@ def _attackers(settings: Settings, grid: Grid) -> list[Attacker]:
 
 
 def _audience(grid: Grid, cut: tuple[int, int], checkpoint: Checkpoint) -> Audience:
-    victims = _marked(grid, checkpoint, Wanted(Split.VALIDATION, grid.victims, _VICTIM_SEED))
+    attacked = [Asked.of(find(name), _attacked(grid)) for name in grid.tasks]
+    victims = [one for task in attacked for one in marked(task, checkpoint, _VICTIM_SEED)]
     shadow = _shadow(grid, checkpoint)
     wanted = Wanted(Split.VALIDATION, grid.asked, _UTILITY_SEED)
     asked = [Asked.of(find(name), wanted) for name in grid.tasks]
@@ -263,11 +317,27 @@ def _answers(asked: Asked, checkpoint: Checkpoint) -> Iterator[Encoded]:
     return (encoder.training(one) for one in asked.examples if one.answer is not None)
 
 
+def _attacked(grid: Grid) -> Wanted:
+    return Wanted(Split.VALIDATION, grid.victims, _VICTIM_SEED)
+
+
 def _shadow(grid: Grid, checkpoint: Checkpoint) -> list[tuple[int, ...]]:
-    wanted = Wanted(Split.TRAIN, grid.shadow, _SHADOW_SEED)
-    return [one.tokens for one in _marked(grid, checkpoint, wanted)]
+    own = (learned(grid, find(name)) for name in grid.tasks)
+    return [one.tokens for task in own for one in marked(task, checkpoint, _SHADOW_SEED)]
 
 
-def _marked(grid: Grid, checkpoint: Checkpoint, wanted: Wanted) -> list[Victim]:
-    asked = (Asked.of(find(name), wanted) for name in grid.tasks)
-    return [one for task in asked for one in marked(task, checkpoint, wanted.seed)]
+def learned(grid: Grid, task: Task) -> Asked:
+    """The attacker's own texts: where a single file is every split, those that are not attacked."""
+    attacked = {one.prompt for one in task.source.examples(_attacked(grid))}
+    drawn = task.source.examples(Wanted(Split.TRAIN, grid.shadow, _SHADOW_SEED))
+    others = [one for one in drawn if one.prompt not in attacked]
+    if not others:
+        raise TaskDataError(
+            f"{task.name}: {len(attacked)} texts are attacked, and there is no other to learn from"
+        )
+    return Asked(task, others)
+
+
+def _digest(*of: Any) -> str:
+    """Names these texts: what is in a file may have been changed since."""
+    return sha256(repr(of).encode()).hexdigest()[:16]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedsea_mq.cli.bench.kept_scores import digest_of
+from fedsea_mq.errors import ConfigError
 from fedsea_mq.settings import Settings
 
 # Of what is in a file: those of an older form are not found.
@@ -24,9 +25,14 @@ class KeptFindings:
         self._folder = folder
 
     def find(self, settings: Settings, of: Any) -> Any | None:
-        """What was found, or None."""
+        """What was found, or None. Raises `ConfigError` if the file is damaged."""
         file = self._file(settings, of)
-        return json.loads(file.read_text()) if file is not None and file.exists() else None
+        if file is None or not file.exists():
+            return None
+        try:
+            return json.loads(file.read_text())
+        except ValueError as error:
+            raise ConfigError(f"{file}: damaged; remove it to find it again") from error
 
     def add(self, settings: Settings, of: Any, found: Any) -> None:
         """Keep what was found."""

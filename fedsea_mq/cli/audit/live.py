@@ -85,9 +85,15 @@ class LiveSystem:
             for victim in victims:
                 answer = [token.id async for token in client.generate(victim.tokens, sampling)]
                 seen = self.engine.take(len(victim.tokens))
-                tokens = (*victim.tokens, *answer)[: seen.received.shape[0]]
-                found.append(Captured(seen, tokens, victim.secrets))
+                found.append(_captured(seen, (*victim.tokens, *answer), victim.secrets))
             return found, client.model.noise
+
+
+def _captured(seen: Seen, tokens: tuple[int, ...], secrets: tuple[str, ...]) -> Captured:
+    """Where both are known: last tokens are not sent, and last guesses may be of no token."""
+    count = min(len(tokens), seen.received.shape[0])
+    sent = Seen(seen.received[:count], seen.outputs[:count], seen.prompt)
+    return Captured(sent, tokens[:count], secrets)
 
 
 @asynccontextmanager

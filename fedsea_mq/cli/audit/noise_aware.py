@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedsea_mq.cli.bench.clients_here import train_to_the_end
+from fedsea_mq.cli.bench.kept_scores import digest_of
 from fedsea_mq.model.adapters import merge_adapters
 from fedsea_mq.model.checkpoint import Checkpoint
-from fedsea_mq.settings import Settings, relative_noise
+from fedsea_mq.settings import Settings
 from nodes.trainer.examples import load_examples
 
 _RUN: Final = "run"
@@ -26,23 +27,23 @@ _TRAINING: Final[dict[str, Any]] = {
 _STEPS_A_ROUND: Final = 20
 
 
-async def noise_aware_adapter(
-    settings: Settings, task: str, scale: float, steps: int, folder: Path
-) -> Path:
-    """A folder in peft's format; trained at `scale` times the RMS if `folder` has none yet."""
-    merged = folder / _MERGED
-    if merged.exists():
-        return merged
+async def noise_aware_adapter(settings: Settings, task: str, steps: int, folder: Path) -> Path:
+    """A folder in peft's format; trained at the settings' noise if `folder` has none for them."""
     settings = settings.replace(
-        noise=relative_noise(scale),
         lora={"rank": 8, "alpha": 16},
-        training={**_TRAINING, "task": task, "out": folder},
+        training={**_TRAINING, "task": task},
         federation={
             "rounds": -(-steps // _STEPS_A_ROUND),
             "local_steps": min(steps, _STEPS_A_ROUND),
         },
     )
-    examples = load_examples(settings.training, Checkpoint.open(settings.model.path))
+    checkpoint = Checkpoint.open(settings.model.path)
+    examples = load_examples(settings.training, checkpoint)
+    folder /= digest_of(settings, [repr(examples.train), checkpoint.digests])
+    merged = folder / _MERGED
+    if merged.exists():
+        return merged
+    settings = settings.replace(training={"out": folder})
     await train_to_the_end(settings, {"client": examples})
     trained = folder / _RUN
     parts = [trained / "head", trained / "trunk" / "adapter", trained / "tail"]

@@ -8,6 +8,7 @@ from typing import Any
 from fedsea_mq.cli.audit.report import (
     COLUMNS,
     TRAINING,
+    UNSAID,
     Row,
     by_setting,
     cells,
@@ -25,7 +26,7 @@ def page(told: Mapping[str, Any], rows: Sequence[Row], plots: Iterable[str]) -> 
     `told` is the report as JSON, `rows` its grid.
     """
     chosen = told["recommended"]
-    risk = "Nothing was measured." if chosen is None else chosen["risk"]
+    risk = UNSAID if chosen is None else chosen["risk"]
     lines = [
         "# What a trunk can read",
         "",

@@ -14,6 +14,7 @@ _Setting = tuple[str, str, float]
 _OF_OUTPUTS: Final = "public tail on outputs"
 # A setting is as useful as another within so much of the mean score.
 _EQUAL: Final = 0.01
+UNSAID: Final = "Nothing is recommended: tasks score nothing at any setting, noise or not."
 # Where so much of a prompt is read, the rest can be guessed.
 _HIDES_NOTHING: Final = 0.9
 
@@ -38,10 +39,10 @@ def recommended(rows: Sequence[Row]) -> Row | None:
     """Of the settings as useful as the paper's, the one of which least is recovered.
 
     Without the paper's setting among the rows: as useful as the best. Of equals, the one with most
-    noise.
+    noise. None if the tasks score nothing at any setting: then nothing says what noise costs.
     """
     best = strongest(rows)
-    if not best:
+    if not any(row["utility"] for row in best):
         return None
     paper = [row["utility"] for row in best if row["defence"] == PAPER]
     enough = (max(paper) if paper else max(row["utility"] for row in best)) - _EQUAL

@@ -40,6 +40,11 @@ class Training:
     batch: int
     steps: int
 
+    @property
+    def count(self) -> int:
+        """How many examples there are."""
+        return self.batch * _BATCHES
+
 
 async def audit_training(
     settings: Settings,
@@ -78,9 +83,14 @@ def sent_lengths(task: str, count: int, checkpoint: Checkpoint) -> list[tuple[in
     return [(len(one.prompt), len(one.answer)) for one in encoded]
 
 
+def taken(count: int) -> Wanted:
+    """What is trained on, or whose lengths are told."""
+    return Wanted(Split.TRAIN, count, _SEED)
+
+
 def _examples(training: Training, checkpoint: Checkpoint) -> list[Encoded]:
     """Each answer goes on with a number that nobody could guess."""
-    count, encoder = training.batch * _BATCHES, Encoder.of(find(training.task), checkpoint)
+    count, encoder = training.count, Encoder.of(find(training.task), checkpoint)
     rng = random.Random(f"audit {_SEED}")  # noqa: S311 - invented numbers
     return [
         encoder.training(replace(one, answer=f"{one.answer} {drawn_number(rng)}"))
@@ -90,7 +100,7 @@ def _examples(training: Training, checkpoint: Checkpoint) -> list[Encoded]:
 
 def _drawn(task: str, count: int) -> list[Example]:
     """One example a unit: the turns of one conversation hold the same text."""
-    drawn = find(task).source.examples(Wanted(Split.TRAIN, count, _SEED))
+    drawn = find(task).source.examples(taken(count))
     return list({one.unit: one for one in drawn if one.answer is not None}.values())
 
 

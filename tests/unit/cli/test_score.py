@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedsea_mq.cli.score import Scored, embedded, largest_harmless, points_below
+from fedsea_mq.cli.score import Scored, embedded, largest_harmless, points_below, told_apart
 from fedsea_mq.tasks.task import Scores
 
 
@@ -42,3 +42,9 @@ def test_the_largest_harmless_sigma_has_no_harmful_one_below_it() -> None:
 
 def test_a_dialogue_counts_once_with_all_its_turns() -> None:
     assert [(one.units, len(one.examples)) for one in embedded(8, 5)] == [(8, 8), (8, 32), (8, 8)]
+
+
+def test_scores_of_two_tasks_by_one_name_are_both_there() -> None:
+    first = {"accuracy": 0.5}
+    both = first | told_apart(first, "superglue/rte", {"accuracy": 1.0, "macro_f1": 0.9})
+    assert both == {"accuracy": 0.5, "superglue/rte accuracy": 1.0, "macro_f1": 0.9}
