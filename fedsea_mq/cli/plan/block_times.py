@@ -35,7 +35,7 @@ _SECONDS: Final = 0.4
 def time_blocks(config: Any, settings: Settings) -> BlockTimes:
     """Measure random weights of the config's sizes, with the settings' numerics. Takes seconds.
 
-    Memory for a block or two and the vocabulary is needed, here and in a temporary folder.
+    Memory for the blocks and the vocabulary is needed, here and in a temporary folder.
     """
     numerics = Numerics.of(settings.model)
     sizes = Holdings(Architecture.of(config), numerics)
