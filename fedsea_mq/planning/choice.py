@@ -110,7 +110,7 @@ def _of_privacy(best: Option) -> str:
 
 
 def _next_deeper(best: Option, options: Sequence[Option]) -> Option | None:
-    """The cheapest of the options that are less exposed."""
+    """The nearest of the less exposed, whether or not it fits or is fast enough."""
     less = [one for one in pareto_front(options) if one.exposure < best.exposure]
     return max(less, key=lambda one: one.exposure, default=None)
 

@@ -131,7 +131,7 @@ def test_a_config_alone_is_planned_and_people_see_a_table(
     (tmp_path / "config.json").write_bytes(config)
     done = plan(*known_speeds, "--model", str(tmp_path), "--prompt", "9", "--new", "2", "--all")
     assert done.exit_code == 0, done.output
-    assert "10 of 10 cuts, of which 10 fit" in " ".join(done.stdout.split())
+    assert "10 cuts, 10 fit, 10 shown" in " ".join(done.stdout.split())
     assert "? if not audited" in " ".join(done.stdout.split())
 
 

@@ -27,7 +27,7 @@ from fedsea_mq.protocol.payload import PayloadSpec
 from fedsea_mq.settings import Settings
 
 _ALL_IN_ONE: Final = Cut(0, 0)
-# At least so many runs, and for at least so long.
+# Medians are over so many runs; there is one at least, and as many as take so long.
 _RUNS: Final = 5
 _SECONDS: Final = 0.4
 
@@ -35,7 +35,7 @@ _SECONDS: Final = 0.4
 def time_blocks(config: Any, settings: Settings) -> BlockTimes:
     """Measure random weights of the config's sizes, with the settings' numerics. Takes seconds.
 
-    Memory for a block or two and the vocabulary is needed, here and in a temporary folder.
+    Memory for the blocks and the vocabulary is needed, here and in a temporary folder.
     """
     numerics = Numerics.of(settings.model)
     sizes = Holdings(Architecture.of(config), numerics)
@@ -97,12 +97,14 @@ class _Timed:
                     cache.write(block, 0, filling, filling)
             return [Span(cache, start, count) for cache in caches]
 
-        return _median_seconds(spans, lambda spans: self.run(states, spans).cpu())
+        return _undisturbed_seconds(spans, lambda spans: self.run(states, spans).cpu())
 
 
 def _logits_s(tail: Tail, own: _Timed) -> float:
     states, spans = own.states(1), [Span(own.run.new_cache(1), 0, 1)]
-    return _median_seconds(lambda: spans, lambda spans: int(tail.logits(states, spans)[0].argmax()))
+    return _undisturbed_seconds(
+        lambda: spans, lambda spans: int(tail.logits(states, spans)[0].argmax())
+    )
 
 
 def _states_s(spec: PayloadSpec) -> float:
@@ -115,11 +117,11 @@ def _states_s(spec: PayloadSpec) -> float:
         parts = encode_states(source.add(states, digests), spec.dtype)
         decode_states(parts, CHUNK, spec, torch.float32)
 
-    return _median_seconds(lambda: None, there_and_back)
+    return _undisturbed_seconds(lambda: None, there_and_back)
 
 
-def _median_seconds(prepare: Callable[[], Any], work: Callable[[Any], object]) -> float:
-    """The median time of the work after one run that is not counted; nor is what prepares it."""
+def _undisturbed_seconds(prepare: Callable[[], Any], work: Callable[[Any], object]) -> float:
+    """The work's time, the least of medians over a few runs; what prepares it is not counted."""
     taken: list[float] = []
     until = time.perf_counter() + _SECONDS
     while len(taken) <= _RUNS or time.perf_counter() < until:
@@ -127,4 +129,5 @@ def _median_seconds(prepare: Callable[[], Any], work: Callable[[Any], object]) -
         begun = time.perf_counter()
         work(prepared)
         taken.append(time.perf_counter() - begun)
-    return median(taken[1:])
+    starts = range(1, len(taken) - _RUNS + 1, _RUNS)  # the first run warms up
+    return min(median(taken[start : start + _RUNS]) for start in starts)

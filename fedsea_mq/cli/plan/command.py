@@ -107,7 +107,8 @@ def measure(
 ) -> None:
     """Measure how fast this machine runs blocks of a model's size, and a system of processes.
 
-    Takes about half a minute of a machine at rest, and memory for a block and the vocabulary.
+    Takes about half a minute of a machine at rest, and memory for three blocks and the vocabulary
+    in two processes.
     """
     from fedsea_mq.cli.plan.measure import measure as run
     from fedsea_mq.model.checkpoint import read_config

@@ -78,7 +78,7 @@ def print_plan(plan: Plan, price_per_hour: float | None, *, every: bool) -> None
     columns = (*_COLUMNS, "cost/M") if priced else _COLUMNS
     fitting = sum(one.fits for one in plan.options)
     print_table(
-        f"{plan.model}: {len(shown)} of {len(plan.options)} cuts, of which {fitting} fit",
+        f"{plan.model}: {len(plan.options)} cuts, {fitting} fit, {len(shown)} shown",
         columns,
         [_cells(one, price_per_hour) for one in shown],
     )
