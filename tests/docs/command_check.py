@@ -66,7 +66,8 @@ def check_fedsea(arguments: Sequence[str]) -> None:
         parsed = command.make_context("fedsea", rest)
     except (typer.Exit, SystemExit):  # --help and the like
         return
-    assert not hasattr(command, "commands"), f"no command {arguments}"
+    runs = not hasattr(command, "commands") or command.invoke_without_command
+    assert runs, f"no command {arguments}"
     _check_settings(parsed.params)
 
 

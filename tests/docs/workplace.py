@@ -28,7 +28,7 @@ _SERVERS = {"up", "broker", "trunk", "aggregator", "trainer", "gateway"}
 _SYSTEMS = {"up", "broker"}
 _PATIENCE_S = 60
 # Ports and addresses that pages and configurations name, and that a test must not rely on.
-_PORTS = ("7700", "7701", "7710", "8000")
+_PORTS = ("7700", "7701", "7710", "8000", "9400")
 _ADDRESSES = dict.fromkeys(("192.0.2.10", "192.0.2.11", "192.0.2.21", "0.0.0.0"), "127.0.0.1")
 
 
