@@ -13,10 +13,13 @@ from typing import Final
 
 import torch
 
+from fedsea_mq.errors import RankLost
 from fedsea_mq.tensor_parallel.rank_group import RankGroup
 
 _STOP: Final = -1
 _HEADER: Final = 2
+# A node has some thousand sessions at most, and a step as many spans.
+_MOST: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +66,16 @@ def send_stop(group: RankGroup) -> None:
 
 
 def receive_plan(group: RankGroup) -> StepPlan | None:
-    """What rank 0 sends; None if it says stop. Raises `RankLost`."""
+    """What rank 0 sends; None if it says stop.
+
+    Raises:
+        RankLost: a rank is gone, or what came is no plan.
+    """
     spans, freed = _received(group, _HEADER)
     if spans == _STOP:
         return None
+    if not (0 <= spans <= _MOST and 0 <= freed <= _MOST):
+        raise RankLost("what rank 0 sent is no plan of a step")
     body = _received(group, spans * _FIELDS + freed)
     rows = [body[at : at + _FIELDS] for at in range(0, spans * _FIELDS, _FIELDS)]
     return StepPlan([PlannedSpan(*row) for row in rows], body[spans * _FIELDS :])

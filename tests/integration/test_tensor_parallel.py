@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fedsea_mq.cli.processes import Child
 from fedsea_mq.errors import ConfigError
+from fedsea_mq.model.lora import LoraSettings
 from fedsea_mq.model.sampling import SamplingSettings
 from fedsea_mq.serving.drafting import DraftLength
 from fedsea_mq.settings import Settings
@@ -22,7 +23,7 @@ from fedsea_mq.tensor_parallel.rendezvous import Listener
 from nodes import ClientNode, TrunkNode
 from nodes.trunk import rank
 from nodes.trunk.engine import load
-from tests.adapters import unsplit
+from tests.adapters import make_adapter, unsplit, with_adapter
 from tests.integration.systems import EXACT, System, running, until
 
 TWO = "trunk.tensor_parallel=2"
@@ -61,16 +62,20 @@ async def check_all_at_once(client: ClientNode, wanted: Sequence[tuple[list[int]
 
 
 async def test_two_ranks_give_the_unsplit_tokens(
-    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sessions of all lengths in shared steps, prompts in chunks, drafts that hold and do not."""
-    model = unsplit(tiny_llama)
-    wanted = [oracle(model, prompt) for prompt in PROMPTS]
+    formal = make_adapter(tiny_llama, tmp_path / "formal", LoraSettings(rank=4))
+    plain, adapted = (with_adapter(tiny_llama, folder) for folder in (None, formal))
+    wanted = [oracle(plain, prompt) for prompt in PROMPTS]
+    held = [f"{party}.adapters={{formal: {formal}}}" for party in ("trunk", "client")]
     chunks = ["trunk.max_frame_positions=32", "trunk.step_positions=24"]
-    async with running(tiny_llama, TWO, *chunks) as system:
+    async with running(tiny_llama, TWO, *held, *chunks) as system:
         (node,) = system.trunks
         assert node.rank_tensor_bytes == [node.tensor_bytes] * 2
-        await check_all_at_once(system.client, wanted)
+        spoken = system.client.generate(PROMPTS[1], GREEDY, adapter="formal").complete()
+        answer, _ = await asyncio.gather(spoken, check_all_at_once(system.client, wanted))
+        assert answer.tokens == oracle(adapted, PROMPTS[1])[0] != wanted[1][0]
         monkeypatch.setattr(DraftLength, "best", lambda length: length.most)
         drafting = system.settings.replace(client={"speculation": "lookup", "max_draft": 6})
         async with ClientNode(drafting) as client:
@@ -110,7 +115,7 @@ async def test_a_rank_that_is_killed_ends_its_node_and_costs_no_token(
 
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
-    """77 MB of trunk: memory says who holds what."""
+    """94 MB of trunk: memory says who holds what."""
     config = LlamaConfig(
         vocab_size=128,
         hidden_size=1024,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from fedsea_mq.model.lora import LoraSettings
 from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.model.partition import Cut
 from fedsea_mq.model.parts import load_client, load_trunk, weight_bytes
+from fedsea_mq.tensor_parallel.step_plan import receive_plan
 from tests.adapters import make_adapter
 from tests.unit.model.split import EXACT, Split, oracle_logits, prompt, unsplit
 from tests.unit.tensor_parallel.two_ranks import groups, two_ranks
@@ -170,6 +172,15 @@ def test_a_rank_that_fails_in_a_step_is_lost_to_both(tiny_llama: Path) -> None:
         with pytest.raises(RankLost):
             leading.look_round()
     assert [type(error) for error in other.ended] == [RankLost]
+
+
+def test_what_is_no_plan_is_refused_before_room_is_made_for_it() -> None:
+    first, second = groups()
+    sending = threading.Thread(target=first.broadcast, args=(torch.tensor([1 << 40, 0]),))
+    sending.start()
+    with pytest.raises(RankLost, match="no plan"):
+        receive_plan(second)
+    sending.join()
 
 
 def test_a_rank_that_others_have_left_is_told_at_its_next_word() -> None:
