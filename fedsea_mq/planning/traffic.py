@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from fedsea_mq.protocol.bounded import SPAN_ID_BYTES, TRACE_ID_BYTES
 from fedsea_mq.protocol.envelope import SESSION_BYTES, Kind
 from fedsea_mq.protocol.frames import Frame, wire_bytes
 from fedsea_mq.protocol.messages import Accept, Body, Extend, Open, Result
 from fedsea_mq.protocol.payload import PayloadSpec
 
 _ANY_SESSION: Final = bytes(SESSION_BYTES)
+_ANY_TRACE: Final = b"\xff" * (TRACE_ID_BYTES + SPAN_ID_BYTES)
 _ANY_FINGERPRINT: Final = "0" * 64
 
 
@@ -83,7 +85,7 @@ class RequestTraffic:
 
     def _opening(self, positions: int) -> Bytes:
         terms = self._terms
-        asked = Open(_ANY_FINGERPRINT, positions, terms.spec.dtype)
+        asked = Open(_ANY_FINGERPRINT, positions, terms.spec.dtype, trace=_ANY_TRACE)
         told = Accept(terms.node, terms.frame_positions, terms.lease_ms)
         return Bytes(_weighed(Kind.OPEN, asked, 1), _weighed(Kind.ACCEPT, told, 1))
 

@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,12 @@ def adapter(folder: Path) -> Adapter:
 
 def processes(command: int, module: str) -> list[psutil.Process]:
     """Those of a module that the command has started, oldest first."""
-    children = psutil.Process(command).children()
-    return [one for one in children if module in one.cmdline()]
+    found = []
+    for child in psutil.Process(command).children():
+        with suppress(psutil.NoSuchProcess):  # one that was killed before, and is being reaped
+            if module in child.cmdline():
+                found.append(child)
+    return found
 
 
 async def survived(

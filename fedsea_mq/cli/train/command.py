@@ -8,7 +8,6 @@ import shutil
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,10 @@ async def train(
     """
     folder, record = run_folder(settings, resume=resume), RunRecord()
     is_new = not folder.exists()
-    see_through = partial(run, settings, place, join=join)
+
+    async def see_through(on_line: OnLine) -> None:
+        await run(settings, place, on_line, join=join)
+
     with alone_in(folder):
         try:
             await _train(settings, folder, record, see_through, as_json=as_json)
