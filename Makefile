@@ -67,7 +67,7 @@ lock: $(READY)
 	@$(VENV)/lock/bin/pip install --quiet uv
 	@$(BIN)/pip list --format=freeze | grep -viE '^(torch|fedsea[_-]mq|pip)==' > $(VENV)/lock/installed
 	@$(VENV)/lock/bin/uv pip compile --quiet --no-deps --generate-hashes --universal \
-		--python-version 3.11.5 --index-url https://pypi.org/simple --no-annotate --no-header \
+		--python-version 3.11 --index-url https://pypi.org/simple --no-annotate --no-header \
 		--output-file $(VENV)/lock/hashed $(VENV)/lock/installed > /dev/null
 	@{ sed -n '/^#/p' requirements.lock; cat $(VENV)/lock/hashed; } > requirements.new
 	@mv requirements.new requirements.lock
