@@ -190,7 +190,8 @@ class LoopSocket:
             if error.errno == zmq.EHOSTUNREACH:
                 raise PeerUnreachable("the peer is gone") from error
             raise
-        self._look_soon()
+        finally:
+            self._look_soon()  # one that fails may consume the edge as well
 
     def _open_socket(self) -> zmq.Socket[bytes]:
         if self._socket is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -110,6 +111,19 @@ async def test_given_a_peer_that_is_gone_then_a_router_says_so(sockets: Sockets)
     router.bind("tcp://127.0.0.1:*")
     with pytest.raises(PeerUnreachable):
         router.send([b"nobody", b"hello"])
+
+
+async def test_a_send_that_fails_strands_no_message_that_came_meanwhile(sockets: Sockets) -> None:
+    router, at_router, dealer, _ = await sockets.pair()
+    dealer.send([b"hello"])
+    await at_router.take()
+    for number in range(20):
+        dealer.send([b"%d" % number])
+        time.sleep(0.01)  # it arrives, and the loop has yet to look
+        with pytest.raises(PeerUnreachable):
+            router.send([b"nobody", b"hello"])
+        ((_, said),) = await at_router.take()
+        assert said == b"%d" % number
 
 
 async def test_given_a_peer_that_does_not_read_then_the_queue_is_bounded(sockets: Sockets) -> None:
