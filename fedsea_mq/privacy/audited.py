@@ -29,8 +29,8 @@ class Finding:
 
     def __str__(self) -> str:
         return (
-            f"in the audit, at {self.noise:.2f} of the head output's RMS, a server with "
-            f"{self.knowledge} recovered {self.share:.0%} of a prompt's tokens ({self.attack})"
+            f"at the nearest noise audited, {self.noise:.2f} of the head output's RMS, a server "
+            f"with {self.knowledge} recovered {self.share:.0%} of a prompt's tokens ({self.attack})"
         )
 
 

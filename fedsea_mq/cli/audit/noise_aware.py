@@ -5,18 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from fedsea_mq.cli.bench.clients_here import train_to_the_end
+from fedsea_mq.cli.bench.clients_here import adapters_of_a_run
 from fedsea_mq.cli.bench.kept_scores import digest_of
-from fedsea_mq.model.adapters import merge_adapters
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.settings import Settings
 from nodes.trainer.examples import load_examples
 
-_RUN: Final = "run"
-_MERGED: Final = "merged"
 # As in configs/finetune-results.yaml, of one client who has as many examples a step.
 _TRAINING: Final[dict[str, Any]] = {
-    "run": _RUN,
+    "run": "run",
     "clients": 1,
     "examples": 200,
     "batch_size": 12,
@@ -40,13 +37,9 @@ async def noise_aware_adapter(settings: Settings, task: str, steps: int, folder:
     checkpoint = Checkpoint.open(settings.model.path)
     examples = load_examples(settings.training, checkpoint)
     folder /= digest_of(settings, [repr(examples.train), checkpoint.digests])
-    merged = folder / _MERGED
-    if merged.exists():
-        return merged
-    settings = settings.replace(training={"out": folder})
-    await train_to_the_end(settings, {"client": examples})
-    trained = folder / _RUN
-    parts = [trained / "head", trained / "trunk" / "adapter", trained / "tail"]
-    merge_adapters(parts, trained / _MERGED)
-    (trained / _MERGED).replace(merged)  # a run that is stopped leaves whole adapters, or none
+    merged = folder / "merged"
+    if not merged.exists():
+        settings = settings.replace(training={"out": folder})
+        trained = await adapters_of_a_run(settings, {"client": examples})
+        trained.replace(merged)  # a run that is stopped leaves whole adapters, or none
     return merged

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 from fedsea_mq.cli.processes import LocalSystem
 from fedsea_mq.load.plan import Link
+from fedsea_mq.model.adapters import merge_adapters
 from fedsea_mq.settings import Settings
 from nodes.load.slow_peer_link import link_over
 from nodes.trainer import Examples, TrainingClient
@@ -35,9 +37,16 @@ async def clients_here(
         ]
 
 
-async def train_to_the_end(settings: Settings, shards: Mapping[str, Examples]) -> None:
-    """See a run through, whose adapters then lie in its folder."""
+async def adapters_of_a_run(settings: Settings, shards: Mapping[str, Examples]) -> Path:
+    """See a run through; a folder in its own with the adapters of all parts, merged."""
+    await _train_to_the_end(settings, shards)
+    run = Path(settings.training.out) / settings.training.run
+    merged = run / "merged"
+    merge_adapters([run / "head", run / "trunk" / "adapter", run / "tail"], merged)
+    return merged
 
+
+async def _train_to_the_end(settings: Settings, shards: Mapping[str, Examples]) -> None:
     async def follow(client: TrainingClient) -> None:
         async for _ in client.run():
             pass

@@ -20,11 +20,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Final
 
-from fedsea_mq.cli.bench.clients_here import train_to_the_end
+from fedsea_mq.cli.bench.clients_here import adapters_of_a_run
 from fedsea_mq.cli.bench.kept_scores import KeptScores, Place
 from fedsea_mq.cli.output import progress_console
 from fedsea_mq.cli.score import Asked, score
-from fedsea_mq.model.adapters import merge_adapters
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.run_settings import TrainingSection
 from fedsea_mq.settings import Settings, relative_noise
@@ -165,11 +164,7 @@ class _Cell:
                     "alpha": None,
                 },
             )
-            await train_to_the_end(settings, shards)
-            folder = Path(name) / "results"
-            parts = [folder / "head", folder / "trunk" / "adapter", folder / "tail"]
-            merge_adapters(parts, folder / "merged")
-            return await self._score(folder / "merged", [scale])
+            return await self._score(await adapters_of_a_run(settings, shards), [scale])
 
     async def _score(self, adapter: Path | None, scales: Sequence[float]) -> list[Scores]:
         settings = self.settings
