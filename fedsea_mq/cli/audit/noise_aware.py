@@ -13,7 +13,6 @@ from nodes.trainer.examples import load_examples
 
 # As in configs/finetune-results.yaml, of one client who has as many examples a step.
 _TRAINING: Final[dict[str, Any]] = {
-    "run": "run",
     "clients": 1,
     "examples": 200,
     "batch_size": 12,
@@ -39,7 +38,6 @@ async def noise_aware_adapter(settings: Settings, task: str, steps: int, folder:
     folder /= digest_of(settings, [repr(examples.train), checkpoint.digests])
     merged = folder / "merged"
     if not merged.exists():
-        settings = settings.replace(training={"out": folder})
-        trained = await adapters_of_a_run(settings, {"client": examples})
+        trained = await adapters_of_a_run(settings, {"client": examples}, folder)
         trained.replace(merged)  # a run that is stopped leaves whole adapters, or none
     return merged

@@ -15,8 +15,9 @@ from typing import Any, Final
 import torch
 
 from fedsea_mq.cli.bench import continuous, engine_loop, machine, relay_ends, resend, unsplit
-from fedsea_mq.cli.bench.model_b import CUT, HIDDEN
+from fedsea_mq.cli.bench.model_b import CUT
 from fedsea_mq.entry import announce, run_process, settings_from_arguments
+from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.parts import BlockRun
 from fedsea_mq.settings import Settings
 
@@ -36,7 +37,8 @@ class _Tasks:
         return engine_loop.load_run(self._settings)
 
     def step(self, batch: int, context: int, steps: int) -> Found:
-        seconds = engine_loop.step_seconds(self.run(), HIDDEN, batch, context, steps)
+        hidden = Checkpoint.open(self._folder).hidden
+        seconds = engine_loop.step_seconds(self.run(), hidden, batch, context, steps)
         return {"step_s": seconds, "tokens_per_s": batch / seconds}
 
     def floors(self, batch: int, context: int) -> Found:

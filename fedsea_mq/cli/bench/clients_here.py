@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Final
 
 from fedsea_mq.cli.processes import LocalSystem
 from fedsea_mq.load.plan import Link
@@ -13,6 +14,8 @@ from fedsea_mq.model.adapters import merge_adapters
 from fedsea_mq.settings import Settings
 from nodes.load.slow_peer_link import link_over
 from nodes.trainer import Examples, TrainingClient
+
+_RUN: Final = "run"
 
 
 @asynccontextmanager
@@ -37,10 +40,10 @@ async def clients_here(
         ]
 
 
-async def adapters_of_a_run(settings: Settings, shards: Mapping[str, Examples]) -> Path:
-    """See a run through; a folder in its own with the adapters of all parts, merged."""
-    await _train_to_the_end(settings, shards)
-    run = Path(settings.training.out) / settings.training.run
+async def adapters_of_a_run(settings: Settings, shards: Mapping[str, Examples], out: Path) -> Path:
+    """See a run through, kept in `out`; the folder in there with all parts' adapters, merged."""
+    await _train_to_the_end(settings.replace(training={"run": _RUN, "out": str(out)}), shards)
+    run = out / _RUN
     merged = run / "merged"
     merge_adapters([run / "head", run / "trunk" / "adapter", run / "tail"], merged)
     return merged

@@ -157,14 +157,13 @@ class _Cell:
             settings = self.settings.replace(
                 noise=relative_noise(scale),
                 training={
-                    "run": "results",
-                    "out": name,
                     "clients": len(shards),
                     "batch_size": batch,
                     "alpha": None,
                 },
             )
-            return await self._score(await adapters_of_a_run(settings, shards), [scale])
+            trained = await adapters_of_a_run(settings, shards, Path(name))
+            return await self._score(trained, [scale])
 
     async def _score(self, adapter: Path | None, scales: Sequence[float]) -> list[Scores]:
         settings = self.settings
