@@ -9,6 +9,7 @@ than either.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,11 +39,10 @@ class Segment:
     seed: int | None = None
 
 
-class _Rows:
-    """What the layers of a run are told of the pass that is under way."""
+class _Rows(threading.local):
+    """What the layers of a run are told of the pass under way; each thread may run one."""
 
-    def __init__(self) -> None:
-        self.segments: Sequence[Segment] = ()
+    segments: Sequence[Segment] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
@@ -84,13 +83,24 @@ class Attacker:
     more: str = ""
 
 
-async def audit_cell(
-    system: LiveSystem, setting: Setting, attackers: Sequence[Attacker], audience: Audience
-) -> list[dict[str, Any]]:
-    """Capture, attack and score: a row for each attack of each attacker.
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a trunk was sent at one setting, and what the answers were worth.
 
-    The first attacker has the base weights alone, the last one what the client runs with.
+    `runs` are of the victims' prompts: one, and one for each client node that was started anew.
     """
+
+    setting: Setting
+    cut: Cut
+    runs: Sequence[Sequence[Captured]]
+    answered: Sequence[Answered]
+    noise: NoiseSource
+    sigma: float
+    said: dict[str, Any]
+
+
+async def take_cell(system: LiveSystem, setting: Setting, audience: Audience) -> Taken:
+    """Run a setting: what the trunk receives, and what the tasks score."""
     settings = setting.of(system.settings)
     captures, noise = await system.capture(settings, audience.victims, _ANSWER_TOKENS)
     again = [
@@ -100,30 +110,40 @@ async def audit_cell(
     answered = await _answered(system, settings, audience.answers)
     (scored,) = await score(settings, [setting.noise], audience.asked, join=True)
     system.engine.forget()
-    utility = {
-        "utility": round(fmean(scored.scores.values()), 4),
-        "scores": {name: round(value, 4) for name, value in scored.scores.items()},
-    }
-    model = settings.model
-    cut = Cut(model.head_blocks, model.tail_blocks)
-    said: dict[str, Any] = {
-        "fingerprint": attackers[0].model.checkpoint.fingerprint(cut),
-        "defence": setting.defence,
+    said = {
         "cut": scored.cut,
         "sigma": round(scored.sigma, 6),
         "sigma_over_head_rms": round(scored.sigma_over_head_rms, 4),
-        **utility,
-        "privacy": _epsilon(noise, max(len(victim.tokens) for victim in audience.victims)),
+        "utility": round(fmean(scored.scores.values()), 4),
+        "scores": {name: round(value, 4) for name, value in scored.scores.items()},
+    }
+    cut = Cut(settings.model.head_blocks, settings.model.tail_blocks)
+    return Taken(setting, cut, (captures, *again), answered, noise, scored.sigma, said)
+
+
+def attack_cell(
+    taken: Taken, attackers: Sequence[Attacker], audience: Audience
+) -> list[dict[str, Any]]:
+    """Attack and judge: a row for each attack of each attacker. Takes long.
+
+    The first attacker has the base weights alone, the last one what the client runs with.
+    """
+    base, own, noise = attackers[0].model, attackers[-1].model, taken.noise
+    longest = max(len(victim.tokens) for victim in audience.victims)
+    said = {
+        "fingerprint": base.checkpoint.fingerprint(taken.cut),
+        "defence": taken.setting.defence,
+        **taken.said,
+        "privacy": _epsilon(noise, longest),
+        **fidelity(base, own, taken.answered),
     }
     rows: list[dict[str, Any]] = []
     for attacker in attackers:
-        known = Known(attacker.model.against(noise), scored.sigma, audience.shadow)
-        runs = [[_looked_at(known.model, one) for one in run] for run in (captures, *again)]
+        known = Known(attacker.model.against(noise), taken.sigma, audience.shadow)
+        runs = [[_looked_at(known.model, one) for one in run] for run in taken.runs]
         if not rows:  # with the base weights alone
-            said |= await asyncio.to_thread(_membership, known, runs[0])
-            own = attackers[-1].model
-            said |= await asyncio.to_thread(fidelity, attacker.model, own, answered)
-        found = await asyncio.to_thread(_attacked, known, audience.judge, runs)
+            said |= _membership(known, runs[0])
+        found = _attacked(known, audience.judge, runs)
         rows += [said | row | _knowing(row, attacker) for row in found]
     return rows
 
@@ -158,15 +178,41 @@ def _knowing(row: dict[str, Any], attacker: Attacker) -> dict[str, Any]:
     return {"knowledge": f"{row['knowledge']}{more}"}
 
 
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """An attack with what it knows, on what it saw."""
+
+    name: str
+    knowledge: Knowledge
+    attack: Attack
+    known: Known
+    captures: Sequence[Captured]
+
+    def guessed(self, recovered: Iterable[Sequence[int]]) -> list[Guessed]:
+        """What was recovered of each, beside what it was."""
+        return [
+            Guessed(one.tokens[: len(one.seen.received)], found, one.seen.prompt, one.secrets)
+            for one, found in zip(self.captures, recovered, strict=True)
+        ]
+
+
 def _attacked(
     known: Known, judge: Judge, runs: Sequence[Sequence[Captured]]
 ) -> list[dict[str, Any]]:
-    rows = []
-    for make in ATTACKS:
-        attack = make()
-        attack.fit(known)
-        rows.append(_row(attack.name, attack.knowledge, judge, _guesses(attack, known, runs[0])))
-    return [*rows, _averaging(known, judge, runs)] if len(runs) > 1 else rows
+    attempts = [_Attempt(one.name, one.knowledge, one(), known, runs[0]) for one in ATTACKS]
+    if len(runs) > 1:
+        attempts.append(_averaging(known, runs))
+    with ThreadPoolExecutor(_at_once(known.model)) as pool:
+        # While one that learns for long does so, others recover.
+        learning = [pool.submit(one.attack.fit, one.known) for one in attempts]
+        recovered = []
+        for one, learnt in zip(attempts, learning, strict=True):
+            learnt.result()
+            recovered.append(pool.map(one.attack.recover, [each.seen for each in one.captures]))
+        return [
+            _row(one, judge, one.guessed(found))
+            for one, found in zip(attempts, recovered, strict=True)
+        ]
 
 
 def _looked_at(model: PublicModel, one: Captured) -> Captured:
@@ -174,18 +220,16 @@ def _looked_at(model: PublicModel, one: Captured) -> Captured:
     return replace(one, seen=replace(one.seen, received=model.whitened(one.seen.received)))
 
 
-def _averaging(known: Known, judge: Judge, runs: Sequence[Sequence[Captured]]) -> dict[str, Any]:
+def _averaging(known: Known, runs: Sequence[Sequence[Captured]]) -> _Attempt:
     """The same prompts from client nodes that were started anew: each with a key of its own."""
     count = len(runs)
-    attack = BeamMatching()
-    fainter = replace(known, sigma=known.sigma / count**0.5)
-    attack.fit(fainter)
     means = [
         Captured(averaged([_prompt_of(one.seen) for one in several]), first.tokens, first.secrets)
         for first, several in zip(runs[0], zip(*runs, strict=True), strict=True)
     ]
     name = f"averaging over {count} starts of the client"
-    return _row(name, Knowledge.SIGMA, judge, _guesses(attack, fainter, means))
+    fainter = replace(known, sigma=known.sigma / count**0.5)
+    return _Attempt(name, Knowledge.SIGMA, BeamMatching(), fainter, means)
 
 
 def _prompt_of(seen: Seen) -> Seen:
@@ -193,31 +237,17 @@ def _prompt_of(seen: Seen) -> Seen:
     return Seen(seen.received[: seen.prompt], seen.outputs[: seen.prompt], seen.prompt)
 
 
-def _guesses(attack: Attack, known: Known, captures: Sequence[Captured]) -> list[Guessed]:
-    with ThreadPoolExecutor(_at_once(known.model)) as pool:
-        recovered = pool.map(attack.recover, [one.seen for one in captures])
-        return [
-            Guessed(one.tokens[: len(one.seen.received)], found, one.seen.prompt, one.secrets)
-            for one, found in zip(captures, recovered, strict=True)
-        ]
-
-
 def _at_once(model: PublicModel) -> int:
-    """How many texts are attacked side by side: on a CPU, as many as keep its cores busy.
-
-    Layers with adapters are told in turn whose rows come.
-    """
-    if model.adapter is not None or model.device != "cpu":
+    """How many texts are attacked side by side: on a CPU, as many as keep its cores busy."""
+    if model.device != "cpu":
         return 1
     return max(1, (os.cpu_count() or 1) // torch.get_num_threads())
 
 
-def _row(
-    name: str, knowledge: Knowledge, judge: Judge, guesses: Sequence[Guessed]
-) -> dict[str, Any]:
+def _row(attempt: _Attempt, judge: Judge, guesses: Sequence[Guessed]) -> dict[str, Any]:
     return {
-        "attack": name,
-        "knowledge": knowledge.value,
+        "attack": attempt.name,
+        "knowledge": attempt.knowledge.value,
         **judge.judge(guesses).as_json(),
         "random_baseline": round(judge.random_baseline(guesses), 4),
     }

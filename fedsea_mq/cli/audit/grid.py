@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from fedsea_mq.cli.audit.cells import Attacker, Audience, Setting, audit_cell
+from fedsea_mq.cli.audit.cells import (
+    Attacker,
+    Audience,
+    Setting,
+    Taken,
+    attack_cell,
+    take_cell,
+)
 from fedsea_mq.cli.audit.kept import KeptFindings
-from fedsea_mq.cli.audit.live import live_system
+from fedsea_mq.cli.audit.live import LiveSystem, live_system
 from fedsea_mq.cli.audit.noise_aware import noise_aware_adapter
 from fedsea_mq.cli.audit.training_cells import Training, audit_training, sent_lengths, taken
 from fedsea_mq.cli.audit.victims import marked
@@ -210,10 +219,23 @@ class _At:
         for shape in {one.noise["shape"] for one in missing if one.defence == SHAPED}:
             _write_shape(self.base, self._audience.shadow, Path(shape))
         async with live_system(self._settings) as system:
-            for setting in missing:
-                rows = await audit_cell(system, setting, self._attackers, self._audience)
+            current = await take_cell(system, missing[0], self._audience)
+            for setting, following in zip_longest(missing, missing[1:]):
+                rows, current = await self._attack_beside(current, system, following)
                 self._kept.add(setting.of(self._settings), self._key(setting), rows)
                 yield rows
+
+    async def _attack_beside(
+        self, current: Taken, system: LiveSystem, following: Setting | None
+    ) -> tuple[list[dict[str, Any]], Taken]:
+        """The rows of what was taken; meanwhile what follows is taken, if anything does."""
+        attacking = asyncio.to_thread(attack_cell, current, self._attackers, self._audience)
+        if following is None:
+            return await attacking, current
+        async with asyncio.TaskGroup() as both:
+            rows = both.create_task(attacking)
+            coming = both.create_task(take_cell(system, following, self._audience))
+        return rows.result(), coming.result()
 
     def _key(self, setting: Setting) -> Any:
         """What the rows of a setting depend on beside the settings."""
