@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Final
 
 import torch
 
 from fedsea_mq.cli.bench.comparison import Comparison, Ratio, Repeat
 from fedsea_mq.cli.bench.engine_loop import step_seconds
-from fedsea_mq.cli.bench.model_b import HIDDEN
+from fedsea_mq.cli.bench.model_b import write_wide_model
 from fedsea_mq.cli.bench.workbench import Workbench
+from fedsea_mq.model.checkpoint import Checkpoint
 from nodes.trunk.engine import TrunkEngine
 
 _CONTEXT: Final = 512
@@ -20,6 +22,15 @@ _RANKS: Final = 2
 
 
 async def _repeat(bench: Workbench) -> Repeat:
+    wide = bench.folder / "model-wide"
+    write_wide_model(wide)
+    narrow_ratios, narrow = await _compared(bench)
+    wide_ratios, widely = await _compared(bench.model(path=str(wide)))
+    ratios = {**narrow_ratios, **{f"wide_{name}": one for name, one in wide_ratios.items()}}
+    return ratios, {"model_b": narrow, "wide": widely}
+
+
+async def _compared(bench: Workbench) -> Repeat:
     one = await _step_ms(bench, ranks=1)
     threads = await _step_ms(bench.threads(_RANKS), ranks=1)
     ranks = await _step_ms(bench, ranks=_RANKS)
@@ -33,12 +44,13 @@ async def _repeat(bench: Workbench) -> Repeat:
 async def _step_ms(bench: Workbench, ranks: int) -> dict[int, float]:
     """Median step of so many sessions that decode in lockstep."""
     settings = bench.settings.replace(trunk={"tensor_parallel": ranks})
+    hidden = Checkpoint.open(settings.model.path).hidden
     torch.set_num_threads(settings.model.threads)
     async with TrunkEngine(settings, "bench") as engine:
         run = engine.loaded.run
         return {
             sessions: 1000
-            * await asyncio.to_thread(step_seconds, run, HIDDEN, sessions, _CONTEXT, _STEPS)
+            * await asyncio.to_thread(step_seconds, run, hidden, sessions, _CONTEXT, _STEPS)
             for sessions in _SESSIONS
         }
 
@@ -51,22 +63,19 @@ def _over_threads(sessions: int) -> str:
     return f"two_ranks_vs_threads_{sessions}"
 
 
-TENSOR_PARALLEL: Final = Comparison(
-    "tensor_parallel",
-    tuple(
-        ratio
-        for sessions in _SESSIONS
-        for ratio in (
-            Ratio(
-                _named(sessions),
-                f"step time of one rank over that of two, a thread each; {sessions} sessions, "
-                f"context {_CONTEXT}",
-            ),
-            Ratio(
-                _over_threads(sessions),
-                f"the same, the one rank with two threads; {sessions} sessions",
-            ),
+def _ratios(prefix: str, model: str) -> Iterator[Ratio]:
+    for sessions in _SESSIONS:
+        yield Ratio(
+            prefix + _named(sessions),
+            f"{model}: step time of one rank over that of two, a thread each; {sessions} sessions, "
+            f"context {_CONTEXT}",
         )
-    ),
-    _repeat,
+        yield Ratio(
+            prefix + _over_threads(sessions),
+            f"{model}: the same, the one rank with two threads; {sessions} sessions",
+        )
+
+
+TENSOR_PARALLEL: Final = Comparison(
+    "tensor_parallel", (*_ratios("", "hidden 512"), *_ratios("wide_", "hidden 2048")), _repeat
 )
