@@ -45,14 +45,15 @@ async def _step_ms(bench: Workbench, ranks: int) -> dict[int, float]:
     """Median step of so many sessions that decode in lockstep."""
     settings = bench.settings.replace(trunk={"tensor_parallel": ranks})
     hidden = Checkpoint.open(settings.model.path).hidden
-    torch.set_num_threads(settings.model.threads)
     async with TrunkEngine(settings, "bench") as engine:
         run = engine.loaded.run
-        return {
-            sessions: 1000
-            * await asyncio.to_thread(step_seconds, run, hidden, sessions, _CONTEXT, _STEPS)
-            for sessions in _SESSIONS
-        }
+
+        def step_ms(sessions: int) -> float:
+            # Counts for the thread that says it.
+            torch.set_num_threads(settings.model.threads)
+            return 1000 * step_seconds(run, hidden, sessions, _CONTEXT, _STEPS)
+
+        return {sessions: await asyncio.to_thread(step_ms, sessions) for sessions in _SESSIONS}
 
 
 def _named(sessions: int) -> str:
