@@ -71,7 +71,8 @@ class Admission:
                 return [verdict]
         self._lines[place] = line
         waited = session in line
-        if not line.join(session, ask.body.client, ask, now):
+        # The sessions that a stage goes on with are their clients', not all of one client.
+        if not line.join(session, ask.body.served, ask, now):
             return [Verdict(ask, Busy(_FULL, self._comebacks.pause_s(now)))]
         verdicts = list(self._serve(line, now))
         if session in line and not waited:
@@ -97,13 +98,13 @@ class Admission:
 
     def client_of(self, session: bytes) -> bytes | None:
         """Whose the session is, if it waits."""
-        waiting = (line.client_of(session) for line in self._lines.values())
-        return next((client for client in waiting if client is not None), None)
+        waiting = (line.ask_of(session) for line in self._lines.values())
+        return next((ask.body.client for ask in waiting if ask is not None), None)
 
     def revoked(self, clients: Collection[bytes]) -> None:
         """Nothing of these clients waits any longer."""
         for line in self._lines.values():
-            line.leave_all(clients)
+            line.leave_all(lambda ask: ask.body.client in clients)
 
     def _judge(self, ask: Ask) -> Verdict:
         try:

@@ -136,6 +136,7 @@ class Registry:
         Raises:
             FingerprintMismatch: no node serves the client's model and cut, or has done so.
             AdapterUnknown, AdapterMismatch: none of those holds the adapter.
+            LimitExceeded: a later stage could never hold it.
             Busy: all that serve it are full, or away.
         """
         fits = [n for n in self.trunks if n.offer.fingerprint == asked.fingerprint]
@@ -158,6 +159,9 @@ class Registry:
         if asked.max_positions > max(n.room.load.kv_positions_total for n in into):
             # A session that no node could ever hold goes to one all the same, which says so.
             return max(into, key=lambda node: node.room.load.kv_positions_total)
+        able = [n for n in fits if n.room.load.kv_positions_total >= asked.max_positions]
+        if not _entries(able, asked):
+            raise LimitExceeded("more KV positions than nodes of all blocks could ever hold")
         roomy = _entries([n for n in fits if n.room.takes(asked.max_positions)], asked)
         if not roomy:
             raise Busy("all nodes are full")

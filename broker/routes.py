@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from itertools import takewhile
 from typing import Final
 
@@ -20,6 +20,7 @@ class Route:
     client: bytes | None
     # The id of its client's key; where there are no keys, a name that nobody is asked for.
     owner: bytes
+    _: KW_ONLY
     accepted: bool = False
     # KV positions set aside for it, where that is known.
     positions: int = 0
@@ -98,11 +99,13 @@ class Routes:
             known = self._routes.get(session)
             if known is not None and known.node != node:
                 moved.append((session, known))
-            stands = known is not None and (not keyed or known.owner == owner)
-            client = known.client if known is not None and stands else None
-            positions = 0 if known is None else known.positions
-            trace = None if known is None else known.trace
-            self._put(session, Route(node, client, owner, True, positions, trace))
+            if known is None:
+                route = Route(node, None, owner, accepted=True)
+            elif keyed and known.owner != owner:
+                route = Route(node, None, owner, accepted=True, positions=known.positions)
+            else:
+                route = replace(known, node=node, owner=owner, accepted=True)
+            self._put(session, route)
         return moved
 
     def _put(self, session: bytes, route: Route) -> None:

@@ -8,7 +8,7 @@ not there, so room does not stand idle.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from typing import Final, Generic, TypeVar
@@ -96,14 +96,14 @@ class Line(Generic[A]):
         if place is not None and all(o.client != place.client for o in self._places.values()):
             self._served.pop(place.client, None)
 
-    def client_of(self, session: bytes) -> bytes | None:
-        """Whose the session is, if it waits."""
+    def ask_of(self, session: bytes) -> A | None:
+        """The request of the session, if it waits."""
         place = self._places.get(session)
-        return None if place is None else place.client
+        return None if place is None else place.ask
 
-    def leave_all(self, clients: Collection[bytes]) -> None:
-        """No session of these clients waits any longer."""
-        for session in [i for i, place in self._places.items() if place.client in clients]:
+    def leave_all(self, unwanted: Callable[[A], bool]) -> None:
+        """No session whose request is `unwanted` waits any longer."""
+        for session in [i for i, place in self._places.items() if unwanted(place.ask)]:
             self.leave(session)
 
     def overdue(self, now: float) -> list[A]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from itertools import count
 from typing import Generic, Self, TypeVar
 
 from fedsea_mq.cli.started import STOP_S, Started
@@ -27,7 +28,7 @@ class System(ABC, Generic[P]):
     `PeerUnreachable` on entry if that does not answer. `settings` is the given settings with the
     endpoints that the broker really listens on. Metrics, if there are to be any, are shown on
     ports of their own: with `keep_endpoints` from that of the settings on, in the order in which
-    processes are started; else on any that are free.
+    processes are started, who comes for one that is gone in its place; else on any that are free.
     """
 
     def __init__(
@@ -44,6 +45,8 @@ class System(ABC, Generic[P]):
         self._trunks = all_stages if trunks is None else trunks
         self.settings = settings if keep_endpoints or joins else _on_free_ports(settings)
         self._children: list[P] = []
+        # Of the processes that show metrics, by name: how far its port is from the first.
+        self._ports: dict[str, int] = {}
         self.broker: P
         self.trunks: list[P] = []
 
@@ -95,15 +98,18 @@ class System(ABC, Generic[P]):
 
     async def start(self, module: str, name: str, settings: Settings | None = None) -> P:
         """Start `python -m module`, by default with the system's settings."""
-        child = await self._launch(module, name, self._with_own_port(settings or self.settings))
+        own = self._with_own_port(name, settings or self.settings)
+        child = await self._launch(module, name, own)
         self._children.append(child)
         return child
 
-    def _with_own_port(self, settings: Settings) -> Settings:
+    def _with_own_port(self, name: str, settings: Settings) -> Settings:
         first = settings.metrics.port
         if not first:
             return settings
-        port = first + len(self._children) if self._keeps_ports else 0
+        # Taken before anything is awaited: others may be started meanwhile.
+        free = next(number for number in count() if number not in self._ports.values())
+        port = first + self._ports.setdefault(name, free) if self._keeps_ports else 0
         return settings.replace(metrics={"port": port})
 
     async def stop_trunk(self, trunk: P) -> int:
@@ -111,6 +117,7 @@ class System(ABC, Generic[P]):
         status = await trunk.stop(self._drained_s)
         self.trunks.remove(trunk)
         self._children.remove(trunk)
+        self._ports.pop(trunk.name, None)
         return status
 
     async def first_failure(self) -> str:

@@ -140,6 +140,8 @@ class TrunkEngine:
 
     async def _dismiss(self, executor: Executor) -> None:
         if self.ranks is not None and not self._is_stuck:
+            if self._loaded is None:
+                self.ranks.abandon()
             await asyncio.get_running_loop().run_in_executor(executor, self.ranks.dismiss)
 
     @property

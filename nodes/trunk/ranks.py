@@ -86,6 +86,10 @@ class Ranks:
         self._run = LeadingRun(share, group, adapters)
         return self._run
 
+    def abandon(self) -> None:
+        """Wait for the others no longer: `lead` raises `RankLost`."""
+        self._lost.set()
+
     def dismiss(self) -> None:
         """Let the others end. For the compute thread."""
         if self._run is not None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from broker.chains import entries
 from broker.messages import Send, Side
-from fedsea_mq.errors import AdapterUnknown, Busy, RemoteError, SessionUnknown
+from fedsea_mq.errors import AdapterUnknown, Busy, LimitExceeded, RemoteError, SessionUnknown
 from fedsea_mq.protocol.adapter_ref import AdapterRef
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame
@@ -97,6 +97,37 @@ def test_a_session_waits_where_a_later_stage_is_full() -> None:
     made = placing(front=FRONT, middle=MIDDLE)
     made.register(b"back", offer("back", stage=BACK, free=9))
     refused(asks(made, S1), Busy)
+
+
+def test_a_session_that_a_later_stage_could_never_hold_is_refused_and_does_not_wait() -> None:
+    made = placing(front=FRONT, middle=MIDDLE)
+    made.register(b"back", offer("back", stage=BACK, free=9, total=9))
+    refused(asks(made, S1), LimitExceeded)
+    assert made.status().waiting == 0
+
+
+def test_sessions_of_two_clients_wait_each_in_its_own_name_where_a_stage_asks_for_them() -> None:
+    made = placing(front=FRONT, middle=MIDDLE, back=BACK)
+    here, there = (bytes([letter]) * 16 for letter in b"ab")
+    for client, session in ((b"one", here), (b"other", there)):
+        assert asks(made, session, peer=client).peer == b"front"
+        made.node_says(b"front", accept(session))
+    made.register(b"middle", offer("middle", stage=MIDDLE, free=9))
+    for number, held in enumerate((here, there)):
+        refused(asks(made, bytes([number]) * 16, onward(3, held), b"front's"), Busy)
+    (line,) = made.core._state.admission._lines.values()
+    assert len({place.client for place in line._places.values()}) == 2
+
+
+def test_a_node_that_registers_again_leaves_what_is_known_of_its_sessions(chain: Placing) -> None:
+    first = read(asks(chain, S2, onward(3, S1), b"front's")).body(Open)
+    chain.node_says(b"middle", accept(S2))
+    for name, stage, session in (("front", FRONT, S1), ("middle", MIDDLE, S2)):
+        chain.register(name.encode(), offer(name, stage=stage, sessions=[session]))
+    # It goes on in one place still, and what goes on is for the same client still.
+    refused(asks(chain, S3, onward(3, S1), b"front's"), Busy)
+    last = read(asks(chain, S3, onward(5, S2), b"middle's")).body(Open)
+    assert last.served == first.served
 
 
 def test_an_adapter_is_held_by_nodes_of_all_blocks_or_by_none() -> None:
