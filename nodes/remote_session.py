@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
@@ -37,7 +37,8 @@ class RemoteSession:
     """Opened as `asked`, and anew elsewhere when its node is lost.
 
     `sent` gives the payload of so many positions from one on: what is to be sent, and for positions
-    that were sent, the very bytes again. One `extend` at a time.
+    that were sent, the very bytes again. One `extend` at a time. `on_unknown` is awaited where the
+    broker did not know what it is asked for, before it is asked again.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class RemoteSession:
         asked: Open,
         spec: PayloadSpec,
         sent: Callable[[int, int], list[bytes]],
+        on_unknown: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._wires = wires
         self._asked = asked
         self._spec = spec
         self._sent = sent
+        self._on_unknown = on_unknown
         self._accept: Accept | None = None
         self._path: DirectPath | None = None
         self._closed = False
@@ -117,8 +120,10 @@ class RemoteSession:
             self._accept = reply.body(Accept)
             _log.debug("session opened", node=self.terms.node, **trace_fields(self._asked.trace))
             self._path = await self._wires.direct.path(self.id, self._accept)
-        except BaseException:
+        except BaseException as error:
             self._tell_closed()
+            if isinstance(error, SessionUnknown) and self._on_unknown is not None:
+                await self._on_unknown()
             raise
 
     async def extend(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -45,7 +45,8 @@ class NextStage:
 
     Those begin at block `first` of the trunk with this fingerprint; `adapters` are the stage's, by
     name. `settle` is called with each piece of work and the last stage's outputs of it, or the
-    error.
+    error. `make_known` tells all brokers of the stage's sessions, which may speak by another than
+    the stage does itself.
     """
 
     def __init__(
@@ -55,19 +56,24 @@ class NextStage:
         first: int,
         adapters: Mapping[str, AdapterRef],
         settle: Settle,
+        *,
+        make_known: Callable[[], Awaitable[None]],
     ) -> None:
         self._wires = wires
         self._fingerprint = fingerprint
         self._first = first
         self._adapters = adapters
         self._settle = settle
+        self._make_known = make_known
         self._passages: dict[bytes, _Passage] = {}
 
     def expect(self, work: Compute) -> None:
         """Open the session that the work's states will go on in, while they are computed."""
         session = work.envelope.session
         if session not in self._passages:
-            self._passages[session] = _Passage(self._wires, self._asked(work), work)
+            self._passages[session] = _Passage(
+                self._wires, self._asked(work), work, self._make_known
+            )
 
     def _asked(self, work: Compute) -> Open:
         return Open(
@@ -117,10 +123,16 @@ class NextStage:
 class _Passage:
     """One session's way through the next stage, opened as it is made."""
 
-    def __init__(self, wires: SessionWires, asked: Open, work: Compute) -> None:
+    def __init__(
+        self,
+        wires: SessionWires,
+        asked: Open,
+        work: Compute,
+        make_known: Callable[[], Awaitable[None]],
+    ) -> None:
         self.positions = work.positions
         self._log = StatesLog(work.spec.part_sizes(1))
-        self._remote = RemoteSession(wires, asked, work.spec, self._log.payload)
+        self._remote = RemoteSession(wires, asked, work.spec, self._log.payload, make_known)
         self._refusal: FedSeaError | None = None
         self._opening = wires.background.start(self._open(), "fedsea next stage opening")
         self.going_on: asyncio.Task[None] | None = None

@@ -57,6 +57,8 @@ from nodes.trunk.wires import Wires
 
 _log = get_logger(__name__)
 _EXPIRY_CHECK_S = 0.5
+# A broker has heard by then what it was told.
+_MADE_KNOWN_S = 0.1
 
 
 class TrunkNode:
@@ -215,7 +217,12 @@ class TrunkNode:
         async with session_wires(self._settings, make_link, counts=self._onward) as wires:
             adapters = {ref.name: ref for ref in offer.adapters}
             next_stage = NextStage(
-                wires, offer.fingerprint, offer.next_block, adapters, self._answer
+                wires,
+                offer.fingerprint,
+                offer.next_block,
+                adapters,
+                self._answer,
+                make_known=self._make_known,
             )
             try:
                 yield next_stage
@@ -236,6 +243,12 @@ class TrunkNode:
         for other, membership in self._running.memberships.items():
             if other != broker:
                 membership.say_again()
+
+    async def _make_known(self) -> None:
+        """Tell all brokers of its sessions: not each knows those that speak by another."""
+        for membership in self._running.memberships.values():
+            membership.say_again()
+        await asyncio.sleep(_MADE_KNOWN_S)
 
     def _broker_of(self, session: bytes) -> bytes | None:
         return self._running.sessions.broker_of(session)

@@ -344,3 +344,25 @@ async def test_a_stage_does_not_train(deep: Path) -> None:
     with pytest.raises(ConfigError, match="has the whole trunk"):
         async with TrunkNode(Settings.load(None, said)):
             pass
+
+
+async def test_a_session_that_speaks_by_another_broker_than_its_stages_goes_on(
+    deep: Path, wanted: list[list[int]]
+) -> None:
+    settings = Settings.load(None, [*EXACT, f"model.path={deep}"])
+    async with AsyncExitStack() as stack:
+        one, other = [
+            await stack.enter_async_context(Broker(settings.broker, settings.security))
+            for _ in range(2)
+        ]
+        ports = [{"clients": each.clients, "nodes": each.nodes} for each in (one, other)]
+        stages = settings.replace(broker={**ports[0], "standby": ports[1]})
+        for blocks in HALVES:
+            node = TrunkNode(stages.replace(trunk={"blocks": blocks}))
+            await stack.enter_async_context(node)
+        await until(lambda: all(len(each._running._state.registry) == 2 for each in (one, other)))
+        swapped = settings.replace(broker={**ports[1], "standby": ports[0]})
+        client = await stack.enter_async_context(ClientNode(swapped))
+        for prompt, tokens in zip(PROMPTS, wanted, strict=True):
+            answer = await client.generate(prompt, GREEDY).complete()
+            assert answer.tokens == tokens
