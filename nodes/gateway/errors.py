@@ -15,6 +15,7 @@ from fedsea_mq.errors import (
     ContextOverflow,
     FingerprintMismatch,
     InvalidPrompt,
+    LimitExceeded,
     PeerUnreachable,
     RemoteError,
 )
@@ -66,7 +67,11 @@ def internal() -> RequestRefused:
 
 
 # The first that fits counts. A wrong request: its status is 400.
-_WRONG: Final = {ContextOverflow: "context_length_exceeded", InvalidPrompt: "invalid_prompt"}
+_WRONG: Final = {
+    ContextOverflow: "context_length_exceeded",
+    LimitExceeded: "context_length_exceeded",
+    InvalidPrompt: "invalid_prompt",
+}
 # The system cannot serve it now; the same request may be served later.
 _UNSERVED: Final = (
     Busy,

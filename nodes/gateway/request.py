@@ -27,9 +27,19 @@ Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class Fields(BaseModel):
-    """Strict about names, so that nothing which changes the answer is passed over in silence."""
+    """Strict about names, so that nothing which changes the answer is passed over in silence.
+
+    A null is as good as not said.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 class StreamOptions(Fields):
@@ -40,7 +50,7 @@ class StreamOptions(Fields):
 
 
 class GenerationRequest(Fields):
-    """The fields that chats and completions share. A null is as good as not said.
+    """The fields that chats and completions share.
 
     `top_k`, `repetition_penalty` and `ignore_eos` are beyond OpenAI's; other servers have them.
     """
@@ -65,13 +75,6 @@ class GenerationRequest(Fields):
     service_tier: Any = None
     safety_identifier: Any = None
     prompt_cache_key: Any = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict):
-            return fields
-        return {name: value for name, value in fields.items() if value is not None}
 
     def sampling(self, max_new_tokens: int, number: int) -> SamplingSettings:
         """How the answer of this number is sampled; of several, each by a seed of its own."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 _OPENS: Final = "<tool_call>"
-_BLOCK: Final = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
+_BLOCK: Final = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 
 
 def _new_id() -> str:
@@ -80,14 +80,16 @@ class ToolCallReader:
 
     def _call(self, value: Any) -> ToolCall | None:
         """The call that a JSON value is, if it is one of a tool that was offered."""
-        if not isinstance(value, dict) or value.get("name") not in self._tools:
+        name = value.get("name") if isinstance(value, dict) else None
+        if not isinstance(name, str) or name not in self._tools:
             return None
         arguments = value.get("arguments", value.get("parameters", {}))
         if isinstance(arguments, str):  # JSON in JSON, as some write it
             arguments = _loaded(arguments)
         if not isinstance(arguments, dict):
             return None
-        return ToolCall(value["name"], json.dumps(arguments, ensure_ascii=False))
+        # In ASCII: half a surrogate pair, which a model may write, is no text to send.
+        return ToolCall(name, json.dumps(arguments))
 
 
 def _loaded(text: str) -> Any:

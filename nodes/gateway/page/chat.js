@@ -24,6 +24,7 @@ export class Chat {
 
   // Resolves when the answer is whole, stopped or failed.
   async ask(text, settings) {
+    const said = this.#said; // of this chat: the next one begins with another
     const mine = this.#add("user", text);
     const theirs = this.#add("assistant running", "");
     this.#running = new AbortController();
@@ -37,7 +38,7 @@ export class Chat {
       theirs.classList.remove("running");
     }
     if (answer.text) {
-      this.#said.push({ role: "user", content: text }, { role: "assistant", content: answer.text });
+      said.push({ role: "user", content: text }, { role: "assistant", content: answer.text });
       theirs.append(paragraph(measured(answer), "measured"));
     } else if (!theirs.querySelector(".failed")) {
       theirs.append(paragraph("nothing", "measured"));

@@ -65,3 +65,25 @@ def test_each_call_has_an_id_of_its_own() -> None:
     reader.push(f"[{CALL}, {CALL}]")
     first, second = reader.finish()[1]
     assert first.id != second.id
+
+
+@pytest.mark.parametrize("name", ['{"first": "Ann"}', "[1]", "null", "3"])
+def test_an_object_whose_name_is_no_text_is_text(name: str) -> None:
+    reader = ToolCallReader(frozenset({"look_up"}))
+    text = f'{{"name": {name}, "arguments": {{}}}}'
+    assert reader.push(text) == ""
+    assert reader.finish() == (text, [])
+
+
+def test_arguments_with_half_a_surrogate_pair_can_be_sent() -> None:
+    reader = ToolCallReader(frozenset({"look_up"}))
+    reader.push('{"name": "look_up", "arguments": {"word": "\\ud83d"}}')
+    _, (call,) = reader.finish()
+    assert call.arguments.encode() == b'{"word": "\\ud83d"}'
+
+
+def test_a_call_behind_much_space_is_read_at_once() -> None:
+    reader = ToolCallReader(frozenset({"look_up"}))
+    text = f"<tool_call>x{' ' * 100_000}y"
+    reader.push(text)
+    assert reader.finish() == (text, [])
