@@ -66,7 +66,7 @@ def test_a_measured_recovery_counts_more_than_depth() -> None:
 def test_where_all_is_recovered_the_reason_says_that_nothing_is_hidden() -> None:
     chosen = recommended([option(Cut(1, 1), 0.010, 10**9, recovered=1.0)], slowdown=1.5)
     assert chosen is not None
-    assert "In the audit, at 0.50 of the head output's RMS" in chosen.reason
+    assert "At the nearest noise audited, 0.50 of the head output's RMS" in chosen.reason
     assert "it hides nothing from that server" in chosen.reason
 
 
