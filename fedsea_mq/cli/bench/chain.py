@@ -5,36 +5,32 @@ from __future__ import annotations
 from typing import Any, Final
 
 from fedsea_mq.cli.bench.comparison import Comparison, Ratio, Repeat
-from fedsea_mq.cli.bench.model_b import write_wide_model
+from fedsea_mq.cli.bench.two_widths import at_two_widths, ratios_of_both
 from fedsea_mq.cli.bench.workbench import Served, System, Workbench
 
 _STAGES: Final = 2
 _SESSIONS: Final = 16
 _CONTEXT: Final = 64
 _ANY_PORT: Final = "tcp://127.0.0.1:*"
+# New tokens a session: seconds of steady decoding.
+_NEW: Final = 256
 
 
 async def _repeat(bench: Workbench) -> Repeat:
-    wide = bench.folder / "model-wide"
-    write_wide_model(wide)
-    narrow_ratios, narrow = await _chained(bench, new=256)
-    wide_ratios, widely = await _chained(bench.model(path=str(wide)), new=96)
-    ratios = {**narrow_ratios, **{f"wide_{name}": one for name, one in wide_ratios.items()}}
-    return ratios, {"model_b": narrow, "wide": widely}
+    return await at_two_widths(bench, _chained)
 
 
-async def _chained(bench: Workbench, new: int) -> Repeat:
-    """One model, `new` tokens a session: some seconds of steady decoding."""
+async def _chained(bench: Workbench) -> Repeat:
     # States pass the broker by, between clients and stages and between stages.
     past = Workbench(bench.settings.replace(client={"direct": True}), bench.folder)
     async with past.system(stages=_STAGES, direct=_ANY_PORT) as system:
-        chain = await _served(system, new)
+        chain = await _served(system)
     async with past.system(direct=_ANY_PORT) as system:
-        whole = await _served(system, new)
+        whole = await _served(system)
     # The blocks cost alike, and so do the stages.
     async with bench.trunk(blocks=f"1/{_STAGES}").alone() as alone:
         batch = _SESSIONS // _STAGES
-        bare = await alone.ask("step", batch=batch, context=_CONTEXT, steps=new)
+        bare = await alone.ask("step", batch=batch, context=_CONTEXT, steps=_NEW)
     ratios = {
         "chain_busy": max(chain.busy_of().values()),
         "chain_vs_bare_stage": chain.tokens_per_s / bare["tokens_per_s"],
@@ -43,9 +39,9 @@ async def _chained(bench: Workbench, new: int) -> Repeat:
     return ratios, {"chain": _figures(chain), "whole": _figures(whole), "bare_stage": bare}
 
 
-async def _served(system: System, new: int) -> Served:
+async def _served(system: System) -> Served:
     await system.warm()
-    return await system.together((1,) * _SESSIONS, _CONTEXT, new)
+    return await system.together((1,) * _SESSIONS, _CONTEXT, _NEW)
 
 
 def _figures(run: Served) -> dict[str, Any]:
@@ -79,6 +75,4 @@ def _ratios(prefix: str, model: str) -> list[Ratio]:
     ]
 
 
-CHAIN: Final = Comparison(
-    "chain", (*_ratios("", "hidden 512"), *_ratios("wide_", "hidden 2048")), _repeat
-)
+CHAIN: Final = Comparison("chain", ratios_of_both(_ratios), _repeat)

@@ -10,7 +10,7 @@ import torch
 
 from fedsea_mq.cli.bench.comparison import Comparison, Ratio, Repeat
 from fedsea_mq.cli.bench.engine_loop import step_seconds
-from fedsea_mq.cli.bench.model_b import write_wide_model
+from fedsea_mq.cli.bench.two_widths import at_two_widths, ratios_of_both
 from fedsea_mq.cli.bench.workbench import Workbench
 from fedsea_mq.model.checkpoint import Checkpoint
 from nodes.trunk.engine import TrunkEngine
@@ -22,12 +22,7 @@ _RANKS: Final = 2
 
 
 async def _repeat(bench: Workbench) -> Repeat:
-    wide = bench.folder / "model-wide"
-    write_wide_model(wide)
-    narrow_ratios, narrow = await _compared(bench)
-    wide_ratios, widely = await _compared(bench.model(path=str(wide)))
-    ratios = {**narrow_ratios, **{f"wide_{name}": one for name, one in wide_ratios.items()}}
-    return ratios, {"model_b": narrow, "wide": widely}
+    return await at_two_widths(bench, _compared)
 
 
 async def _compared(bench: Workbench) -> Repeat:
@@ -77,6 +72,4 @@ def _ratios(prefix: str, model: str) -> Iterator[Ratio]:
         )
 
 
-TENSOR_PARALLEL: Final = Comparison(
-    "tensor_parallel", (*_ratios("", "hidden 512"), *_ratios("wide_", "hidden 2048")), _repeat
-)
+TENSOR_PARALLEL: Final = Comparison("tensor_parallel", ratios_of_both(_ratios), _repeat)

@@ -117,7 +117,8 @@ class _Matching:
             nearest = min(float(one.missed.min()) for one in tried)
             if self.weighs and nearest > _FITS * variance * len(row):
                 # None of them was what was sent: context makes more of a token than it is itself.
-                tried = self._tried(search, beams, torch.arange(self._model.vocab).to(row.device))
+                every = torch.arange(self._model.vocab, device=row.device)
+                tried = self._tried(search, beams, every)
             found = [way for one in tried for way in self._best(one, variance)]
             found.sort(key=lambda way: way[1], reverse=True)
             likely = [way for way in found[: self.beams] if way[1] > found[0][1] - _HOPELESS]
