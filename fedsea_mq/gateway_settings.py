@@ -36,7 +36,7 @@ class GatewaySettings(Section):
         64, description="answered at a time; further ones are told so, with status 429"
     )
     max_connections: Annotated[int, Field(ge=1, le=60_000)] = Field(
-        1024, description="open at a time; further ones are told so, with status 503"
+        1024, description="open at a time; further ones are told so, with status 503, or are shut"
     )
     max_body_kb: Annotated[int, Field(ge=1, le=1 << 20)] = Field(
         1024, description="largest request, in KiB"
@@ -58,6 +58,11 @@ class GatewaySettings(Section):
     drain_s: Seconds = Field(
         20.0, description="on SIGTERM, how long running answers may take to end"
     )
+
+    @property
+    def host_in_url(self) -> str:
+        """As hosts stand in URLs: IPv6 in brackets."""
+        return f"[{self.host}]" if ":" in self.host else self.host
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

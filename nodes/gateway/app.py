@@ -24,6 +24,9 @@ from nodes.gateway.page_files import Page
 from nodes.gateway.prepare import Preparer
 from nodes.gateway.state import State
 
+# To anybody who asks: what is missing is for those with a key.
+_NOT_READY = "no trunk node takes sessions now"
+
 
 def create_app(client: ClientNode, settings: Settings, door: Door | None = None) -> Starlette:
     """The application, for a client node that runs as long as it.
@@ -67,8 +70,8 @@ def _told(models: Models, state: State) -> list[BaseRoute]:
         return JSONResponse({"status": "live"})
 
     async def ready(_: Request) -> Response:
-        if (missing := await state.ready()) is not None:
-            raise RequestRefused(503, missing, "not_ready", type="server_error")
+        if not await state.ready():
+            raise RequestRefused(503, _NOT_READY, "not_ready", type="server_error")
         return JSONResponse({"status": "ready"})
 
     return [

@@ -41,7 +41,7 @@ class Door:
             PlaintextRefused: off loopback, without keys or without TLS.
             KeyFileError: the file of keys cannot be read, may be read by others, or has none.
         """
-        local = is_local(f"tcp://{settings.host}:1")
+        local = is_local(f"tcp://{settings.host_in_url}:1")
         if not local:
             _check_off_loopback(settings)
         if settings.api_keys is not None:

@@ -7,13 +7,15 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, Self
+from functools import partial
+from typing import Any, Final, Self, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from fedsea_mq.errors import ConfigError, EndpointUnavailable
 from fedsea_mq.gateway_settings import GatewaySettings
+from nodes.gateway.connection import Connection
 
 # Longer than clients keep an idle connection, so that none is closed as it is used again.
 _KEEP_ALIVE_S: Final = 65
@@ -55,8 +57,7 @@ class HttpServer:
         config = _config(self._app, self._settings)
         opened = _listen(self._settings)
         scheme = "http" if self._settings.tls_certificate is None else "https"
-        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
-        self.url = f"{scheme}://{host}:{opened.getsockname()[1]}"
+        self.url = f"{scheme}://{self._settings.host_in_url}:{opened.getsockname()[1]}"
         self._server = _Server(config)
         self._serving = asyncio.create_task(self._server.serve([opened]), name="fedsea gateway")
         listening = asyncio.create_task(self._server.listening.wait())
@@ -72,6 +73,8 @@ class HttpServer:
 def _config(app: ASGIApp, settings: GatewaySettings) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
+        # It is called like the class that uvicorn asks for.
+        http=cast(Any, partial(Connection, stalled_s=settings.stalled_s)),
         log_config=None,
         access_log=False,  # one line a request is the endpoints' to write
         lifespan="off",
@@ -79,8 +82,7 @@ def _config(app: ASGIApp, settings: GatewaySettings) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        # It counts the connection that it asks about.
-        limit_concurrency=settings.max_connections + 1,
+        limit_concurrency=settings.max_connections,
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
+from time import monotonic
 from typing import Any, Final
 
 from fedsea_mq.errors import RemoteError
@@ -17,6 +19,8 @@ from nodes.gateway.models import Models
 
 # Whoever looks at a page does not wait for long.
 _GIVE_UP_S: Final = 2.0
+# Who asks again and again, as anybody may, gets what is known.
+_FRESH_S: Final = 1.0
 
 
 class State:
@@ -38,6 +42,9 @@ class State:
         self._meter = meter
         self._admission = admission
         self._privacy = _privacy(client, settings)
+        self._asking = asyncio.Lock()
+        self._seen: list[NodeStatus] | RemoteError = []
+        self._stale_at = 0.0
 
     async def now(self) -> dict[str, Any]:
         """All of it; the trunk's part is an `error` while the broker cannot be asked."""
@@ -56,15 +63,12 @@ class State:
             "trunk": await self._trunk(),
         }
 
-    async def ready(self) -> str | None:
-        """Why no request could be served, or None."""
+    async def ready(self) -> bool:
+        """Whether a request could be served."""
         try:
-            nodes = await self._nodes()
-        except RemoteError as error:
-            return str(error)
-        if not any(node.takes_sessions for node in nodes):
-            return f"of {len(nodes)} trunk nodes with this model none takes sessions"
-        return None
+            return any(node.takes_sessions for node in await self._nodes())
+        except RemoteError:
+            return False
 
     async def _trunk(self) -> dict[str, Any]:
         try:
@@ -73,8 +77,20 @@ class State:
             return {"error": {"code": error.code, "message": str(error)}}
 
     async def _nodes(self) -> list[NodeStatus]:
-        """The trunk nodes that this client may be placed on."""
-        report = await self._client.status(_GIVE_UP_S)
+        """The trunk nodes that this client may be placed on; asked for once for all who look."""
+        async with self._asking:
+            if monotonic() >= self._stale_at:
+                self._seen = await self._asked()
+                self._stale_at = monotonic() + _FRESH_S
+        if isinstance(self._seen, RemoteError):
+            raise self._seen
+        return self._seen
+
+    async def _asked(self) -> list[NodeStatus] | RemoteError:
+        try:
+            report = await self._client.status(_GIVE_UP_S)
+        except RemoteError as error:
+            return error
         mine = self._client.model.fingerprint
         return [n for n in report.nodes if n.role is Role.TRUNK and n.fingerprint == mine]
 
