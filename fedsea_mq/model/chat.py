@@ -29,7 +29,8 @@ def chat_tokens(
 ) -> list[int]:
     """Token ids of a chat, up to where the answer begins if it `opens_answer`.
 
-    `tools` are functions that the answer may call, each as its JSON schema.
+    `tools` are functions that the answer may call, each as its JSON schema. What looks like a token
+    of the template within a message is text like any other: nobody can speak in another's role.
 
     Raises `InvalidPrompt` without a template, or if it refuses the messages or knows no tools.
     """
@@ -42,6 +43,7 @@ def chat_tokens(
             tools=list(tools) or None,
             add_generation_prompt=opens_answer,
             tokenize=True,
+            sanitize_control_tokens=True,
             return_dict=False,
         )
     except Exception as error:  # templates raise whatever they like
