@@ -56,6 +56,11 @@ class Admission:
         """How many sessions have a place in a line."""
         return sum(len(line) for line in self._lines.values())
 
+    @property
+    def asked(self) -> list[Open]:
+        """What they wait for."""
+        return [ask.body for line in self._lines.values() for ask in line.asks]
+
     def ask(self, ask: Ask, now: float) -> list[Verdict]:
         """Judge a request and, if room comes of it, those before it; no word of it: it is held.
 

@@ -82,8 +82,7 @@ class ClientSide:
     def _is_free(self, message: Message) -> bool:
         """Whether it is not metered: its client was, where it came in, or gives room back."""
         route = self._state.routes.get(message.envelope.session)
-        is_onward = route is not None and route.onward_for is not None
-        return is_onward or self._gives_room_back(message)
+        return (route is not None and _is_onward(route, message)) or self._gives_room_back(message)
 
     def _gives_room_back(self, message: Message) -> bool:
         """Whether it ends a session, and does no more: it must not have to wait."""
@@ -194,8 +193,14 @@ class ClientSide:
                 frames_relayed=state.counters.frames_up + state.counters.frames_down,
                 bytes_relayed=state.counters.bytes_up + state.counters.bytes_down,
                 errors=state.counters.errors,
-                nodes=state.registry.statuses(now),
+                nodes=state.registry.statuses(now, state.admission.asked),
                 waiting=state.admission.waiting,
             )
             self._report = _Report(now, encode_body(report))
         return Frame(Envelope(Kind.STATUS_REPORT, seq=envelope.seq), self._report.body).parts()
+
+
+def _is_onward(route: Route, message: Message) -> bool:
+    """Whether a stage speaks to the next one, as far as a broker knows that was restarted since."""
+    of_trunk = bool(message.who.id) and Party.TRUNK in message.who.parties
+    return route.onward_for is not None or of_trunk

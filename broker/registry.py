@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from fedsea_mq.protocol.messages import (
     Open,
     Register,
 )
+from fedsea_mq.protocol.stage import Stage
 from fedsea_mq.protocol.training_messages import Enlist
 
 
@@ -175,8 +177,9 @@ class Registry:
         fits = [n for n in self._nodes.values() if (n.offer.role, n.offer.run) == wanted]
         return min(fits, key=lambda node: node.offer.name, default=None)
 
-    def statuses(self, now: float) -> list[NodeStatus]:
-        """One line a node, by name."""
+    def statuses(self, now: float, waiting: Collection[Open] = ()) -> list[NodeStatus]:
+        """One line a node, by name, with how many of those that wait do so for one like it."""
+        short = self._short(waiting)
         return sorted(
             (
                 NodeStatus(
@@ -189,11 +192,27 @@ class Registry:
                     role=node.offer.role,
                     run=node.offer.run,
                     stage=node.offer.stage,
+                    waiting=short.get((node.offer.fingerprint, node.offer.stage), 0),
                 )
                 for node in self._nodes.values()
             ),
             key=lambda status: status.name,
         )
+
+    def _short(self, waiting: Collection[Open]) -> dict[tuple[str, Stage | None], int]:
+        """How many find no room on any node of a model and stage."""
+        alike: dict[tuple[str, Stage | None], list[Room]] = {}
+        for node in self.trunks:
+            alike.setdefault((node.offer.fingerprint, node.offer.stage), []).append(node.room)
+        wanted = Counter((one.fingerprint, one.max_positions) for one in waiting)
+        return {
+            (fingerprint, stage): sum(
+                count
+                for (model, positions), count in wanted.items()
+                if model == fingerprint and not any(room.takes(positions) for room in rooms)
+            )
+            for (fingerprint, stage), rooms in alike.items()
+        }
 
 
 def _entries(nodes: Sequence[Node], asked: Open) -> list[Node]:

@@ -96,6 +96,11 @@ class Line(Generic[A]):
         if place is not None and all(o.client != place.client for o in self._places.values()):
             self._served.pop(place.client, None)
 
+    @property
+    def asks(self) -> list[A]:
+        """The requests of all."""
+        return [place.ask for place in self._places.values()]
+
     def ask_of(self, session: bytes) -> A | None:
         """The request of the session, if it waits."""
         place = self._places.get(session)

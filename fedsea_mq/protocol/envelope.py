@@ -15,7 +15,7 @@ import msgpack
 
 from fedsea_mq.errors import MalformedFrame, UnsupportedVersion
 
-PROTOCOL_VERSION: Final = 9
+PROTOCOL_VERSION: Final = 10
 SESSION_BYTES: Final = 16
 NO_SESSION: Final = b""
 MAX_ENVELOPE_BYTES: Final = 64

@@ -242,7 +242,10 @@ class Registered:
 
 @dataclass(frozen=True, slots=True, config=BODY)
 class NodeStatus:
-    """One line of the status report."""
+    """One line of the status report.
+
+    `waiting` are the sessions for which no trunk node of this one's model and stage has room.
+    """
 
     name: Name
     fingerprint: Digest
@@ -253,6 +256,7 @@ class NodeStatus:
     role: Role = Role.TRUNK
     run: Name | None = None
     stage: Stage | None = None
+    waiting: Count = 0
 
     @property
     def takes_sessions(self) -> bool:

@@ -19,7 +19,7 @@ from fedsea_mq.ray_settings import RaySection
 class Demand:
     """What is asked of the trunk.
 
-    `nodes` is how many of them all sessions fill; `waiting` sessions found no room on the `ready`
+    `nodes` is how many of them all sessions fill; `waiting` sessions find no room on the `ready`
     ones.
     """
 
@@ -36,8 +36,10 @@ def demand_of(
     Of `ours` are all trunk nodes that hold sessions, those that are draining too: what they hold
     may move to the others. What belongs to others, as aggregators, is not scaled.
     """
-    loads = [node.load for node in report.nodes if node.name in ours]
-    return Demand(_filled(loads, node_sessions), report.waiting, ready)
+    nodes = [node for node in report.nodes if node.name in ours]
+    filled = _filled([node.load for node in nodes], node_sessions)
+    # All of them are alike: what one is short of, all are.
+    return Demand(filled, max((node.waiting for node in nodes), default=0), ready)
 
 
 def _filled(loads: Iterable[Load], node_sessions: int) -> float:

@@ -99,6 +99,21 @@ def test_a_session_waits_where_a_later_stage_is_full() -> None:
     refused(asks(made, S1), Busy)
 
 
+def test_it_is_told_which_stage_those_that_wait_are_short_of() -> None:
+    made = placing(front=FRONT, middle=MIDDLE)
+    made.register(b"back", offer("back", stage=BACK, free=9))
+    for _ in range(2):
+        asks(made, S1)
+    asks(made, S2, replace(ASKED, max_positions=9))
+    assert {node.name: node.waiting for node in made.status().nodes} == {
+        "front": 0,
+        "middle": 0,
+        "back": 1,
+    }
+    made.register(b"more", offer("more", stage=BACK))
+    assert {node.waiting for node in made.status().nodes} == {0}
+
+
 def test_a_session_that_a_later_stage_could_never_hold_is_refused_and_does_not_wait() -> None:
     made = placing(front=FRONT, middle=MIDDLE)
     made.register(b"back", offer("back", stage=BACK, free=9, total=9))

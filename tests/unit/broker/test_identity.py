@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 import pytest
 
 from broker.core import BrokerCore
+from broker.limits import Limits
 from broker.messages import Send, Side
+from broker.state import BrokerTerms
 from fedsea_mq.errors import (
+    Busy,
     MalformedFrame,
     NodeUnknown,
     NotTrusted,
@@ -55,9 +58,10 @@ class Keyed:
     """A broker whose peers all have keys; node `RACK` speaks from `node`."""
 
     now: float = 100.0
+    terms: BrokerTerms = TERMS
 
     def __post_init__(self) -> None:
-        self.core = BrokerCore(TERMS, started_at=0.0)
+        self.core = BrokerCore(self.terms, started_at=0.0)
 
     def client(self, who: Identity, frame: Frame, peer: bytes = HERE) -> list[Send]:
         return self.core.from_client(peer, frame.parts(), self.now, who)
@@ -321,6 +325,15 @@ class TestStages:
         for who in (ANNA, OTHER_RACK):
             refused(chain.client(who, extend(S2))[0], SessionNotYours)
         assert chain.client(RACK, extend(S2), THERE)[0].peer == b"other"
+
+    def test_after_a_restart_of_the_broker_clients_are_metered_and_stages_are_not(self) -> None:
+        keyed = Keyed(terms=replace(TERMS, limits=Limits(frames_per_s=1)))
+        keyed.register(RACK, b"node", (S1,), (ANNA.id,))
+        keyed.register(OTHER_RACK, b"other", (S2,), (RACK.id,))
+        said = [keyed.client(RACK, extend(S2))[0] for _ in range(9)]
+        assert {one.peer for one in said} == {b"other"}
+        *_, last = [keyed.client(ANNA, extend(S1))[0] for _ in range(9)]
+        refused(last, Busy)
 
     def test_a_node_opens_nothing_else(self, chain: Keyed) -> None:
         refused(chain.open(RACK, S2)[0], NotTrusted)

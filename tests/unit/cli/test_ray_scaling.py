@@ -15,7 +15,9 @@ from fedsea_mq.ray_settings import RaySection
 TERMS = RaySection(min_nodes=1, max_nodes=4, settle_s=10.0)
 
 
-def node(name: str, *, sessions: int = 0, peak: int = 0, kv_peak: int = 0) -> NodeStatus:
+def node(
+    name: str, *, sessions: int = 0, peak: int = 0, kv_peak: int = 0, waiting: int = 0
+) -> NodeStatus:
     load = Load(
         kv_positions_free=100 - kv_peak,
         kv_positions_total=100,
@@ -24,11 +26,11 @@ def node(name: str, *, sessions: int = 0, peak: int = 0, kv_peak: int = 0) -> No
         sessions_peak=peak,
         kv_positions_peak=kv_peak,
     )
-    return NodeStatus(name, "ab" * 32, 1, 1, 0, load)
+    return NodeStatus(name, "ab" * 32, 1, 1, 0, load, waiting=waiting)
 
 
-def demand(*nodes: NodeStatus, waiting: int = 0) -> Demand:
-    report = StatusReport(5.0, 0, 0, 0, 0, list(nodes), waiting)
+def demand(*nodes: NodeStatus) -> Demand:
+    report = StatusReport(5.0, 0, 0, 0, 0, list(nodes), 7)
     return demand_of(report, {"a", "b"}, ready=2, node_sessions=8)
 
 
@@ -39,7 +41,13 @@ def test_demand_is_what_sessions_and_kv_fill_whichever_is_more_of_each_node() ->
 
 
 def test_what_others_started_is_not_scaled() -> None:
-    assert demand(node("a", sessions=4), node("stranger", sessions=64)).nodes == 0.5
+    found = demand(node("a", sessions=4), node("stranger", sessions=64, waiting=3))
+    assert (found.nodes, found.waiting) == (0.5, 0)
+
+
+def test_what_waits_for_another_stage_is_not_waited_for_here() -> None:
+    assert demand(node("a", waiting=3), node("b", waiting=3)).waiting == 3
+    assert demand(node("a"), node("b")).waiting == 0
 
 
 @pytest.mark.parametrize(("nodes", "wanted"), [(0.0, 1), (1.0, 1), (1.1, 2), (3.2, 4), (9.0, 4)])
