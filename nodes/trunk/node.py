@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,13 +20,11 @@ from fedsea_mq.model.kv_cache import KVCache
 from fedsea_mq.model.parts import BlockRun, weight_bytes
 from fedsea_mq.model.wire_states import decode_states, encode_states
 from fedsea_mq.protocol.frames import Frame
-from fedsea_mq.protocol.messages import MAX_SESSIONS_A_NODE, Load, Register
 from fedsea_mq.protocol.payload import WireDtype
 from fedsea_mq.security.identity import Identity
 from fedsea_mq.security.node_seals import NodeSeals
 from fedsea_mq.serving.background import Background
 from fedsea_mq.serving.batcher import Batcher, Forward, Work, joined
-from fedsea_mq.serving.memory import peak_rss_bytes
 from fedsea_mq.serving.step_metrics import StepMetrics, batcher_readings
 from fedsea_mq.serving.trunk_sessions import (
     BROKER,
@@ -45,10 +43,9 @@ from fedsea_mq.telemetry.spans import spans_of
 from fedsea_mq.transport.frame_counts import frame_readings
 from fedsea_mq.transport.link import PeerLink
 from fedsea_mq.transport.loop_socket import Context
-from nodes.membership import Membership
 from nodes.session_wires import SessionCounts, session_wires
 from nodes.trunk.engine import Loaded, Offer, TrunkEngine
-from nodes.trunk.meter import Meter
+from nodes.trunk.memberships import Carried, Memberships
 from nodes.trunk.metrics import session_readings
 from nodes.trunk.next_stage import NextStage
 from nodes.trunk.session_watch import SessionWatch
@@ -57,8 +54,6 @@ from nodes.trunk.wires import Wires
 
 _log = get_logger(__name__)
 _EXPIRY_CHECK_S = 0.5
-# A broker has heard by then what it was told.
-_MADE_KNOWN_S = 0.1
 
 
 class TrunkNode:
@@ -106,25 +101,28 @@ class TrunkNode:
             wires = Wires(self._settings, self._receive, self._broker_of, seals, self._context)
             await stack.enter_async_context(wires)
             background = await stack.enter_async_context(Background())
-            memberships = {broker: self._membership(wires, broker) for broker in wires.brokers}
-            for membership in memberships.values():
-                stack.callback(membership.leave)
+            carried = Carried(
+                self.name,
+                loaded.offer,
+                TrunkSessions(self._terms(loaded, wires), watch),
+                self._settings.training.run,
+                self._training(loaded, batcher, wires),
+                batcher.stats,
+            )
+            memberships = Memberships(carried, wires)
+            stack.callback(memberships.leave)
             self._parts = _Parts(
                 loaded.run,
                 engine.run_blocks,
-                loaded.offer,
-                TrunkSessions(self._terms(loaded, wires), watch),
+                carried,
                 watch,
                 batcher,
                 wires,
                 background,
                 memberships,
-                {broker: Meter(batcher.stats, _now()) for broker in wires.brokers},
-                self._training(loaded, batcher, wires),
                 next_stage,
             )
-            for membership in memberships.values():
-                background.start(membership.run(), f"{self.name} membership")
+            memberships.start(background)
             background.start(engine.watch(), f"{self.name} compute")
             background.start(self._expire(), f"{self.name} leases")
             self._stack = stack.pop_all()
@@ -139,15 +137,7 @@ class TrunkNode:
 
     async def registered(self) -> None:
         """Wait until a broker knows this node."""
-        waits = [
-            asyncio.create_task(membership.registered.wait())
-            for membership in self._running.memberships.values()
-        ]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+        await self._running.memberships.registered()
 
     async def drain(self) -> None:
         """Take no new sessions and wait for those being served, at most `trunk.drain_s`.
@@ -229,26 +219,8 @@ class TrunkNode:
             finally:
                 next_stage.end_all()
 
-    def _membership(self, wires: Wires, broker: bytes) -> Membership:
-        return Membership(
-            partial(wires.send, to=broker),
-            partial(self._offer, broker),
-            partial(self._load_now, broker),
-            partial(self._broker_is_silent, broker),
-            wires.broker_at(broker),
-        )
-
-    def _broker_is_silent(self, broker: bytes) -> None:
-        """Clients go to the other broker now, which is to know of their sessions."""
-        for other, membership in self._running.memberships.items():
-            if other != broker:
-                membership.say_again()
-
     async def _make_known(self) -> None:
-        """Tell all brokers of its sessions: not each knows those that speak by another."""
-        for membership in self._running.memberships.values():
-            membership.say_again()
-        await asyncio.sleep(_MADE_KNOWN_S)
+        await self._running.memberships.make_known()
 
     def _broker_of(self, session: bytes) -> bytes | None:
         return self._running.sessions.broker_of(session)
@@ -274,12 +246,7 @@ class TrunkNode:
 
     def _receive(self, frame: Frame, origin: bytes, who: Identity) -> None:
         parts = self._running
-        membership = parts.memberships.get(origin)
-        if membership is not None and not frame.envelope.session:
-            try:
-                membership.receive(frame)
-            except FedSeaError as error:
-                _log.warning("frame refused", reason=str(error))
+        if parts.memberships.takes(frame, origin):
             return
         if origin == BROKER and parts.training is not None and parts.training.takes(frame):
             parts.training.receive(frame)
@@ -376,41 +343,7 @@ class TrunkNode:
         yield from frame_readings(parts.wires.counts, refused=sessions.counters.refused)
         yield from batcher_readings(parts.batcher)
         yield measures.FAILOVERS.of(self._onward.failovers)
-        yield measures.TRAINING_SESSIONS.of(len(parts.training_sessions))
-
-    def _offer(self, broker: bytes) -> Register:
-        parts = self._running
-        parts.sessions.told_to(broker)
-        return Register(
-            name=self.name,
-            fingerprint=parts.offer.fingerprint,
-            head_blocks=parts.offer.cut.head_blocks,
-            tail_blocks=parts.offer.cut.tail_blocks,
-            hidden=parts.offer.hidden,
-            load=self._load_now(broker),
-            sessions=[*parts.sessions.ids, *parts.training_sessions],
-            owners=[*parts.sessions.owners, *parts.training_owners],
-            run=self._settings.training.run,
-            adapters=list(parts.offer.adapters),
-            stage=parts.offer.stage,
-        )
-
-    def _load_now(self, broker: bytes) -> Load:
-        parts = self._running
-        terms, peaks = parts.sessions.terms, parts.sessions.take_peaks(broker)
-        sessions = len(parts.sessions) + len(parts.training_sessions)
-        return Load(
-            kv_positions_free=0 if parts.sessions.draining else parts.sessions.kv_free,
-            kv_positions_total=terms.kv_positions,
-            sessions=sessions,
-            # It must be able to name them all when it registers.
-            sessions_free=max(0, min(parts.sessions.slots_free, MAX_SESSIONS_A_NODE - sessions)),
-            direct_sessions=parts.sessions.direct,
-            peak_rss_bytes=peak_rss_bytes(),
-            sessions_peak=peaks.sessions,
-            kv_positions_peak=peaks.kv_reserved,
-            **parts.meters[broker].rates(_now()),
-        )
+        yield measures.TRAINING_SESSIONS.of(len(parts.carried.training_sessions))
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,27 +352,26 @@ class _Parts:
 
     run: BlockRun
     forward: Forward
-    offer: Offer
-    sessions: TrunkSessions
+    carried: Carried
     watch: SessionWatch
     batcher: Batcher
     wires: Wires
     background: Background
-    # With each of the brokers.
-    memberships: Mapping[bytes, Membership]
-    # For each of them its own: what one was told, the other was not.
-    meters: Mapping[bytes, Meter]
-    training: TrunkTraining | None
+    memberships: Memberships
     # Where sessions go on, if this node is a stage and not the last.
     next_stage: NextStage | None
 
     @property
-    def training_sessions(self) -> list[bytes]:
-        return [] if self.training is None else self.training.sessions.ids
+    def offer(self) -> Offer:
+        return self.carried.offer
 
     @property
-    def training_owners(self) -> list[bytes]:
-        return [] if self.training is None else self.training.sessions.owners
+    def sessions(self) -> TrunkSessions:
+        return self.carried.sessions
+
+    @property
+    def training(self) -> TrunkTraining | None:
+        return self.carried.training
 
 
 def _now() -> float:

@@ -258,7 +258,7 @@ async def test_a_removed_node_gets_no_sessions_until_it_is_trusted_again(
 ) -> None:
     async with system.client("anna", give_up_s=1) as anna:
         system.keys.trust.remove(Party.TRUNK, "rack")
-        membership = system.trunk._running.memberships[BROKER]
+        membership = system.trunk._running.memberships._of[BROKER]
         await until(lambda: not membership.registered.is_set())
         with pytest.raises(RemoteError):
             await anna.generate(PROMPT, SIX).complete()
