@@ -107,6 +107,14 @@ class Grid:
                 found.append(Setting(SHAPED, {**noise, "shape": str(shape)}))
         return found
 
+    def trainings(self, task: str) -> list[Training]:
+        """What is trained; where states have more noise, one step says what there is to say."""
+        like = Training(task, self.trained, self.trained_steps)
+        return [
+            *(replace(like, gradient_noise=noise) for noise in self.gradient_noises),
+            *(replace(like, steps=1, noise=scale) for scale in self.trained_at),
+        ]
+
 
 QUICK: Final = Grid(
     cuts=((1, 1),),
@@ -173,16 +181,28 @@ async def audit(
             shape = files / f"shape-{cut[0]}-{cut[1]}.safetensors"
             async for rows in at_cut.audit(grid.settings(cut, at_cut.base, shape, settings.noise)):
                 yield rows
-        for scale in grid.noise_aware_at:
-            adapter = await noise_aware_adapter(
-                _cut(settings, grid.cuts[0]).replace(noise=_alone(scale)),
-                grid.tasks[0],
-                grid.noise_aware_steps,
-                files / f"noise-aware-{scale:g}",
-            )
+        adapters = await _noise_aware(settings, grid, files)
+        for scale, adapter in adapters.items():
             aware = _At(settings, replace(grid, adapter=adapter), grid.cuts[0], kept)
             async for rows in aware.audit([Setting(NOISE_AWARE, _alone(scale))]):
                 yield rows
+
+
+async def _noise_aware(settings: Settings, grid: Grid, files: Path) -> dict[float, Path]:
+    """The adapters by the noise that they were trained under; they train side by side."""
+    async with asyncio.TaskGroup() as training:
+        adapters = {
+            scale: training.create_task(
+                noise_aware_adapter(
+                    _cut(settings, grid.cuts[0]).replace(noise=_alone(scale)),
+                    grid.tasks[0],
+                    grid.noise_aware_steps,
+                    files / f"noise-aware-{scale:g}",
+                )
+            )
+            for scale in grid.noise_aware_at
+        }
+    return {scale: task.result() for scale, task in adapters.items()}
 
 
 class _At:
@@ -278,12 +298,7 @@ async def _beside(settings: Settings, grid: Grid, checkpoint: Checkpoint) -> dic
     judge = Judge(checkpoint.tokenizer, shadow)
     rows, lengths = [], []
     for task in grid.tasks:
-        training = Training(task, grid.trained, grid.trained_steps)
-        found = await audit_training(settings, training, grid.gradient_noises, shadow, judge)
-        for scale in grid.trained_at:
-            louder = settings.replace(noise=relative_noise(scale))
-            first = replace(training, steps=1)
-            found += await audit_training(louder, first, (0.0,), shadow, judge)
+        found = await audit_training(settings, grid.trainings(task), shadow, judge)
         rows += [{"task": task, **row} for row in found]
         lengths += sent_lengths(task, grid.shadow, checkpoint)
     return {

@@ -18,7 +18,7 @@ from fedsea_mq.privacy.attacks.public_model import PublicModel
 from fedsea_mq.privacy.attacks.vocabulary import BeamMatching
 from fedsea_mq.privacy.noise import noise_source
 from fedsea_mq.privacy.recovery import Guessed, Judge, bootstrap, share
-from fedsea_mq.settings import Settings
+from fedsea_mq.settings import Settings, relative_noise
 from fedsea_mq.tasks.encoding import Encoded, Encoder
 from fedsea_mq.tasks.registry import find
 from fedsea_mq.tasks.task import Example, Split, Wanted
@@ -34,46 +34,70 @@ Guess = Mapping[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What is trained: steps of `batch` examples of a task. Its first and last step is attacked."""
+    """What is trained: steps of `batch` examples of a task. Its first and last step is attacked.
+
+    `noise` is on states, relative to the head output's RMS (None: as the settings say), and
+    `gradient_noise` on gradients.
+    """
 
     task: str
     batch: int
     steps: int
+    gradient_noise: float = 0.0
+    noise: float | None = None
 
     @property
     def count(self) -> int:
         """How many examples there are."""
         return self.batch * _BATCHES
 
-
-async def audit_training(
-    settings: Settings,
-    training: Training,
-    gradient_noises: Sequence[float],
-    shadow: Sequence[Sequence[int]],
-    judge: Judge,
-) -> list[dict[str, Any]]:
-    """Train one member, once a noise on gradients, and attack what was sent."""
-    public = PublicModel.load(settings.model)
-    hidden, rms = public.checkpoint.hidden, public.head_rms()
-    noise = noise_source(settings.noise, rms, hidden, domain="audit")
-    known = Known(public.against(noise), noise.std, shadow)
-    examples = _examples(training, public.checkpoint)
-    rows: list[dict[str, Any]] = []
-    for gradient_noise in gradient_noises:
+    def of(self, settings: Settings) -> Settings:
+        """The settings with this training's noise and batches."""
         own = {
-            "gradient_noise": gradient_noise,
-            "batch_size": training.batch,
+            "gradient_noise": self.gradient_noise,
+            "batch_size": self.batch,
             "accumulate": 1,
             "learning_rate": _RATE,
         }
-        taught = await captured_training(
-            settings.replace(training=own), examples, steps=training.steps
-        )
-        found = await asyncio.to_thread(_both_ends, known, judge, taught)
-        said = {"noise": round(noise.std / rms, 4), "gradient_noise": gradient_noise}
-        rows += [{**said, **row} for row in found]
-    return rows
+        noise = {} if self.noise is None else relative_noise(self.noise)
+        return settings.replace(training=own, noise=noise)
+
+
+async def audit_training(
+    settings: Settings,
+    trainings: Sequence[Training],
+    shadow: Sequence[Sequence[int]],
+    judge: Judge,
+) -> list[dict[str, Any]]:
+    """Train one member so, one training after another, and attack what was sent meanwhile."""
+    attacker = _Attacker(PublicModel.load(settings.model), shadow, judge)
+    attacks: list[asyncio.Task[list[dict[str, Any]]]] = []
+    async with asyncio.TaskGroup() as attacking:
+        for training in trainings:
+            own = training.of(settings)
+            examples = _examples(training, attacker.public.checkpoint)
+            taught = await captured_training(own, examples, steps=training.steps)
+            attack = asyncio.to_thread(attacker.rows, own, taught)
+            attacks.append(attacking.create_task(attack))
+    return [row for one in attacks for row in one.result()]
+
+
+@dataclass(frozen=True, slots=True)
+class _Attacker:
+    public: PublicModel
+    shadow: Sequence[Sequence[int]]
+    judge: Judge
+
+    def rows(self, settings: Settings, taught: Sequence[TaughtStep]) -> list[dict[str, Any]]:
+        """What is recovered of what was sent under these settings. Takes long."""
+        hidden, rms = self.public.checkpoint.hidden, self.public.head_rms()
+        noise = noise_source(settings.noise, rms, hidden, domain="audit")
+        known = Known(self.public.against(noise), noise.std, self.shadow)
+        said = {
+            "noise": round(noise.std / rms, 4),
+            "gradient_noise": settings.training.gradient_noise,
+        }
+        return [said | row for row in _both_ends(known, self.judge, taught)]
 
 
 def sent_lengths(task: str, count: int, checkpoint: Checkpoint) -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ has a weight beside its label, which says whether it carries a loss.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 from typing import Final
 
 import torch
@@ -23,6 +24,8 @@ _RATE: Final = 0.3
 _L1: Final = 0.1
 # A row that weighs less than the heaviest by so much carries no loss.
 _CARRIES: Final = 10
+# Which attention torch takes is the whole process's choice: others that attack do so in turn.
+_CHOOSING: Final = Lock()
 
 
 def match_labels(model: PublicModel, step: Sequence[GradientSeen]) -> list[dict[int, int]]:
@@ -35,7 +38,7 @@ def match_labels(model: PublicModel, step: Sequence[GradientSeen]) -> list[dict[
 
 def _match(model: PublicModel, one: GradientSeen) -> dict[int, int]:
     # Matching a gradient differentiates it: torch's fast attention can do that once only.
-    with sdpa_kernel(SDPBackend.MATH):
+    with _CHOOSING, sdpa_kernel(SDPBackend.MATH):
         inputs = one.outputs.to(model.device, model.tail.run.dtype).requires_grad_()
         layout = PackedLayout((one.outputs.shape[0],))
         states = model.whole(model.tail.run)(inputs, layout)

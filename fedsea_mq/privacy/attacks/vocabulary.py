@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import ClassVar, Final
 
 import torch
@@ -23,7 +24,8 @@ from fedsea_mq.privacy.attacks.public_model import Caches
 
 # How many candidates are tried: the nearest out of context, and the likeliest to follow. Who knows
 # sigma tries fewer of the nearest: twice as many as in texts of its own miss this share of tokens.
-_NEAREST_ALONE: Final = 512
+_NEAREST_ALONE: Final = 192
+_IN_DOUBT: Final = 512
 _NEAREST: Final = 384
 _FEWEST: Final = 16
 _LIKELY: Final = 64
@@ -36,8 +38,9 @@ _AT_ONCE: Final = 2048
 # A prefix that is e to the power of this less likely than the best is given up.
 _HOPELESS: Final = 30.0
 # The noise alone leaves a squared distance of about hidden * sigma^2; more than so many times that
-# is not noise.
+# is not noise. Who does not know sigma takes it from what fitted before.
 _FITS: Final = 1.5
+_FITS_ALONE: Final = 1.05
 # Of the prior, the share that is of any token alike.
 _ANYTHING: Final = 0.2
 # Rounding on the wire and in the head leaves a distance, too: of the states' RMS.
@@ -100,7 +103,7 @@ class _Matching:
         for tokens in known.shadow:
             counts[tokens[0]] += 1
         self._first = (counts / counts.sum()).log()
-        self._sigma = known.sigma
+        self._sigma = known.sigma if self.weighs else 0.0
         self._nearest = _reach(known) if self.weighs else _NEAREST_ALONE
 
     def recover(self, seen: Seen, evidence: Evidence | None = None) -> list[int]:
@@ -111,19 +114,35 @@ class _Matching:
         variance = max(self._sigma, _ROUNDING * float(received.square().mean().sqrt())) ** 2
         spare = [self._model.caches(positions) for _ in range(2 * self.beams)]
         beams = [_Beam((), 0.0, spare[0], self._first)]
+        missed: list[float] = []
         for position, row in enumerate(received):
             search = _Search(row, position, evidence.get(position), variance)
             tried = self._tried(search, beams)
-            nearest = min(float(one.missed.min()) for one in tried)
-            if self.weighs and nearest > _FITS * variance * len(row):
+            if _missed_least(tried) > self._fits(variance * len(row), missed):
                 # None of them was what was sent: context makes more of a token than it is itself.
-                every = torch.arange(self._model.vocab, device=row.device)
-                tried = self._tried(search, beams, every)
+                tried = self._tried(search, beams, self._others(search))
+            missed.append(_missed_least(tried))
             found = [way for one in tried for way in self._best(one, variance)]
             found.sort(key=lambda way: way[1], reverse=True)
             likely = [way for way in found[: self.beams] if way[1] > found[0][1] - _HOPELESS]
             beams = self._grown(likely, beams, spare, position)
         return list(beams[0].tokens)
+
+    def _fits(self, expected: float, missed: Sequence[float]) -> float:
+        """The most that the squared distance of what was sent may be."""
+        if self.weighs:
+            return _FITS * expected
+        return _FITS_ALONE * max(median(missed), expected) if missed else 0.0
+
+    def _others(self, search: _Search) -> torch.Tensor:
+        """Candidates where none of the shortlist fits: `[ids]`."""
+        if self.weighs:
+            return torch.arange(self._model.vocab, device=search.row.device)
+        return self._near(search.row, search.position, _IN_DOUBT)
+
+    def _near(self, row: torch.Tensor, position: int, count: int) -> torch.Tensor:
+        distances = self._table.distances(row, position)
+        return distances.topk(min(count, len(distances)), largest=False).indices
 
     def _tried(
         self, search: _Search, beams: Sequence[_Beam], ids: torch.Tensor | None = None
@@ -168,11 +187,11 @@ class _Matching:
 
     def _shortlist(self, before: torch.Tensor, row: torch.Tensor, position: int) -> torch.Tensor:
         vocab = self._model.vocab
-        near = self._table.distances(row, position).topk(min(self._nearest, vocab), largest=False)
+        near = self._near(row, position, self._nearest)
         if not self.weighs:
-            return near.indices
+            return near
         likely = before.topk(min(_LIKELY, vocab))
-        both = {*near.indices.tolist(), *likely.indices.tolist()}
+        both = {*near.tolist(), *likely.indices.tolist()}
         return torch.tensor(sorted(both), device=row.device)
 
     def _grown(
@@ -211,6 +230,10 @@ class BeamMatching(_Matching):
     knowledge: ClassVar[Knowledge] = Knowledge.SIGMA
     beams: ClassVar[int] = _BEAMS
     weighs: ClassVar[bool] = True
+
+
+def _missed_least(tried: Sequence[_Tried]) -> float:
+    return min(float(one.missed.min()) for one in tried)
 
 
 def _reach(known: Known) -> int:
