@@ -1,8 +1,11 @@
 """The client node: the text, the head, the noise, the tail and the sampling."""
 
-from nodes.client.conversation import Conversation
-from nodes.client.generation import Completion, Generation, GenerationStats, Token
-from nodes.client.node import USUAL, ClientNode
+from fedsea_mq.imports import without_collection
+
+with without_collection():
+    from nodes.client.conversation import Conversation
+    from nodes.client.generation import Completion, Generation, GenerationStats, Token
+    from nodes.client.node import USUAL, ClientNode
 
 __all__ = [
     "USUAL",

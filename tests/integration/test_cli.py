@@ -47,15 +47,13 @@ def report(*arguments: str, stdin: str = "") -> Any:
 
 @contextmanager
 def system_up(tmp_path: Path, *overrides: str) -> Iterator[Path]:
-    """`fedsea up` until the test is over; gives the configuration file that clients use."""
+    """`fedsea up` with one trunk node until the test is over; gives the file that clients use."""
     endpoints = [
         f"broker.clients=tcp://127.0.0.1:{free_port()}",
         f"broker.nodes=tcp://127.0.0.1:{free_port()}",
     ]
     config = tmp_path / "system.yaml"
-    Settings.load(None, ["trunk.nodes=2", "log.level=warning", *endpoints, *overrides]).write(
-        config
-    )
+    Settings.load(None, ["log.level=warning", *endpoints, *overrides]).write(config)
     up = subprocess.Popen(
         [sys.executable, "-m", "fedsea_mq.cli", "up", "--config", str(config)],
         stdout=subprocess.PIPE,
@@ -96,7 +94,7 @@ def test_the_demo_shows_questions_and_answers_to_a_person() -> None:
 
 
 def test_up_generate_chat_and_status(tmp_path: Path) -> None:
-    with system_up(tmp_path) as config:
+    with system_up(tmp_path, "trunk.nodes=2") as config:
         use = ["--config", str(config)]
         passage = "Kewyn is a weaver. She lives in Marshmoor.\nWhere does Kewyn live?"
         one = report("generate", passage, "--chat", *use)
@@ -142,9 +140,10 @@ def interrupted_at_the_prompt(use: list[str]) -> None:
         os.close(ours)
 
 
-def test_a_model_that_cannot_chat_is_refused_at_the_start(tmp_path: Path, tiny_llama: Path) -> None:
-    with system_up(tmp_path, f"model.path={tiny_llama}") as config:
-        refused = fedsea("chat", "--config", str(config), stdin="hello\n", status=1)
+def test_a_model_that_cannot_chat_is_refused_before_anybody_is_asked(tiny_llama: Path) -> None:
+    nobody = f"broker.clients=tcp://127.0.0.1:{free_port()}"
+    away = ["--set", nobody, "--set", f"model.path={tiny_llama}"]
+    refused = fedsea("chat", *away, stdin="hello\n", status=1)
     assert "no tokenizer" in refused.stderr
 
 
@@ -232,7 +231,7 @@ def test_shards_and_parts_of_an_adapter_are_served_without_the_whole(tmp_path: P
     parts_of = tmp_path / "parts"
     split_adapter(adapter, Cut(2, 1), checkpoint.blocks, parts_of)
     (parts_of / "trunk").rename(tmp_path / "at the trunk")
-    trunks = [f"model.path={trunk_only}", "model.head_blocks=2", "trunk.nodes=1", "noise.mode=off"]
+    trunks = [f"model.path={trunk_only}", "model.head_blocks=2", "noise.mode=off"]
     held = f"trunk.adapters={{formal: {tmp_path / 'at the trunk'}}}"
     prompt = "Kewyn keeps a striped dog."
     with system_up(tmp_path, *trunks, held) as config:

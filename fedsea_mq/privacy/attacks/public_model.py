@@ -135,12 +135,19 @@ class PublicModel:
 
         Gives `[sequences, vocab]`.
         """
-        hidden = self.head(
-            torch.tensor(list(tokens), device=self.device), self._spans(caches, "head", start)
-        )
+        hidden = self.advance_head(tokens, caches, start)
         hidden = self.trunk(hidden, self._spans(caches, "trunk", start))
         logits = self.tail.logits(hidden, self._spans(caches, "tail", start))
         return torch.cat(list(logits)).log_softmax(dim=-1)
+
+    @torch.inference_mode()
+    def advance_head(
+        self, tokens: Sequence[int], caches: Sequence[Caches], start: int
+    ) -> torch.Tensor:
+        """As `advance`, of the head alone: its states `[sequences, hidden]`."""
+        ids = torch.tensor(list(tokens), device=self.device)
+        states: torch.Tensor = self.head(ids, self._spans(caches, "head", start))
+        return states
 
     def _spans(self, caches: Sequence[Caches], part: str, start: int) -> list[Span]:
         return [Span(getattr(one, part), start, 1, adapter=self.adapter) for one in caches]

@@ -12,8 +12,9 @@ mixed with a little of any token: names and numbers are what a language model ex
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from statistics import median
 from typing import ClassVar, Final
 
@@ -205,13 +206,21 @@ class _Matching:
         free = [caches for caches in spare if id(caches) not in used][: len(found)]
         for (beam, _, _), caches in zip(found, free, strict=True):
             caches.copy_from(beam.caches, position)
-        tokens = [token for _, _, token in found]
-        likely = self._model.advance(tokens, free, position).exp()
-        following = ((1 - _ANYTHING) * likely + _ANYTHING / self._model.vocab).log()
+        following = self._following([token for _, _, token in found], free, position)
         return [
             _Beam((*beam.tokens, token), score, caches, rows)
             for (beam, score, token), caches, rows in zip(found, free, following, strict=True)
         ]
+
+    def _following(
+        self, tokens: Sequence[int], caches: Sequence[Caches], position: int
+    ) -> Iterable[torch.Tensor]:
+        """Go on by these tokens; what is likely to follow each `[vocab]`, if that counts."""
+        if not self.weighs:
+            self._model.advance_head(tokens, caches, position)
+            return repeat(self._first, len(tokens))
+        likely = self._model.advance(tokens, caches, position).exp()
+        return ((1 - _ANYTHING) * likely + _ANYTHING / self._model.vocab).log()
 
 
 class VocabularyMatching(_Matching):
