@@ -91,7 +91,7 @@ async def test_a_session_is_opened_elsewhere_where_its_node_was_gone_and_nobody_
     async with running(tiny_llama) as system:
         # A node with more room than any, that leaves without a word.
         (real,) = system.trunks
-        offer = real._offer(BROKER)
+        offer = real._running.memberships._offer(BROKER)
         room = replace(offer.load, kv_positions_free=1 << 40, kv_positions_total=1 << 40)
         answers: list[Frame] = []
         link = PeerLink(system.broker.nodes, answers.append, max_part_bytes=1 << 20)

@@ -102,9 +102,9 @@ def test_a_session_waits_where_a_later_stage_is_full() -> None:
 def test_it_is_told_which_stage_those_that_wait_are_short_of() -> None:
     made = placing(front=FRONT, middle=MIDDLE)
     made.register(b"back", offer("back", stage=BACK, free=9))
-    for _ in range(2):
-        asks(made, S1)
-    asks(made, S2, replace(ASKED, max_positions=9))
+    refused(asks(made, S1), Busy)
+    # When it asks again, it is held.
+    assert made.client_says(b"client", Frame.build(Kind.OPEN, ASKED, session=S1)) == []
     assert {node.name: node.waiting for node in made.status().nodes} == {
         "front": 0,
         "middle": 0,
