@@ -44,8 +44,8 @@ lint: $(READY)
 	$(BIN)/mypy
 
 unit: $(READY)
-	@# Most of a test of processes is waiting for them: two at a time take half as long.
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	@# Much of a test of processes is waiting for them: three at a time keep two cores busy.
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 # An hour: every command that the documentation shows, page by page; the examples; the wheel, installed.
 test-docs: $(READY)

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fedsea_mq.cli.started import STOP_S, Started
 from fedsea_mq.cli.system import System
@@ -118,16 +118,11 @@ class Child(Started):
 class LocalSystem(System[Child]):
     """All on this machine."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        keep_endpoints: bool = False,
-        joins: bool = False,
-        trunks: int | None = None,
-    ) -> None:
-        super().__init__(settings, keep_endpoints=keep_endpoints, joins=joins, trunks=trunks)
+    _folder: tempfile.TemporaryDirectory[str]
+
+    async def __aenter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="fedsea-")
+        return await super().__aenter__()
 
     async def _launch(self, module: str, name: str, settings: Settings) -> Child:
         return await Child.start(module, name, settings, Path(self._folder.name))

@@ -15,27 +15,24 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
-import torch
-
-from fedsea_mq.errors import Busy, DeadlineExceeded, NotRunning, RankLost
-from fedsea_mq.model.attention import Span
+from fedsea_mq.errors import Busy, DeadlineExceeded, NotRunning
 from fedsea_mq.serving.arrivals import Arrivals
 from fedsea_mq.serving.micro_batches import MicroBatches
-from fedsea_mq.serving.scheduler import Owner, Scheduler, Share, StepLimits
+from fedsea_mq.serving.passes import by_forward, compute, run_slice
+from fedsea_mq.serving.scheduler import Scheduler, Share, StepLimits
 from fedsea_mq.serving.step_cost import StepCost
 from fedsea_mq.serving.turns import Turns
 from fedsea_mq.serving.watchdog import Watchdog
+from fedsea_mq.serving.work import SlicedWork, Work
 
 R = TypeVar("R")
-# A packed `[total, ...]` input and its spans to one output a span.
-Forward = Callable[[torch.Tensor, Sequence[Span]], Sequence[torch.Tensor]]
 
 # Long work may make a step this much longer than the short work in it takes, if no more want it.
 _LONG_BESIDE_SHORT: Final = 0.5
@@ -43,58 +40,6 @@ _LONG_BESIDE_SHORT: Final = 0.5
 _WAIT_OF_MICRO_BATCH: Final = 0.1
 # No chunk of long work is smaller: each costs its session a whole step.
 _MIN_CHUNK: Final = 16
-
-
-@dataclass(slots=True, eq=False)
-class Work(Generic[R]):
-    """One session's positions to compute, in one step or, if they are many, in chunks.
-
-    `inputs` builds the `[count, ...]` input; `finish` turns the forward pass's outputs, one a
-    chunk, into the result. Both run on the compute thread. `settle` is called once on the event
-    loop, with the result or the exception.
-    """
-
-    owner: Owner
-    forward: Forward
-    span: Span
-    inputs: Callable[[], torch.Tensor]
-    finish: Callable[[Sequence[torch.Tensor]], R]
-    deadline: float = math.inf
-    settle: Callable[[R | Exception], None] | None = None
-    # When it was queued, by the batcher's clock.
-    queued_at: float = 0.0
-    _packed: torch.Tensor | None = None
-    _outputs: list[torch.Tensor] = field(default_factory=list)
-
-    @property
-    def positions(self) -> int:
-        """Positions that the work adds to its steps."""
-        return self.span.count
-
-    def chunk(self, start: int, count: int) -> tuple[torch.Tensor, Span]:
-        """Input and span of `count` positions from the work's `start` on."""
-        if self._packed is None:
-            self._packed = self.inputs()
-        read = min(self.span.read, count)
-        whole = self.span
-        span = Span(whole.cache, whole.start + start, count, read, whole.adapter)
-        return self._packed[start : start + count], span
-
-    def add(self, output: torch.Tensor, *, last: bool) -> R | None:
-        """Keep a chunk's output; the result once it is the last."""
-        self._outputs.append(output)
-        return self.finish(self._outputs) if last else None
-
-
-@dataclass(slots=True, eq=False)
-class SlicedWork(Generic[R]):
-    """Work that yields between its slices and returns its result; works do not overlap.
-
-    `settle` is called once on the event loop, with the result or the exception.
-    """
-
-    slices: Generator[None, None, R]
-    settle: Callable[[R | Exception], None]
 
 
 @dataclass(slots=True)
@@ -304,10 +249,10 @@ class Batcher:
 
     def _run_step(self, step: list[Share[Work[Any]]]) -> None:
         self._computing, started = step, self._clock()
-        *passes, last = _by_forward(step)
+        *passes, last = by_forward(step)
         for shares in passes:
-            self._hand_over(shares, _compute(shares))
-        outcomes = _compute(last)
+            self._hand_over(shares, compute(shares))
+        outcomes = compute(last)
         seconds = self._clock() - started
         self._account(step, started, seconds)
         self._turns.step_took(seconds)
@@ -316,7 +261,7 @@ class Batcher:
 
     def _run_slice(self, work: SlicedWork[Any]) -> None:
         started = self._clock()
-        ended, outcome = _slice(work)
+        ended, outcome = run_slice(work)
         seconds = self._clock() - started
         self._turns.slice_took(seconds)
         self.stats.busy_s += seconds
@@ -421,60 +366,6 @@ class Batcher:
         self.on_step(StepTaken(seconds, positions, len(step), waits_s))
 
 
-def _slice(work: SlicedWork[Any]) -> tuple[bool, Any]:
-    """Run one slice: whether it was the last, and then the result or the exception."""
-    try:
-        next(work.slices)
-    except StopIteration as done:
-        return True, done.value
-    except RankLost:
-        raise  # nobody's work can be computed any more
-    except Exception as error:  # noqa: BLE001 - handed to whose work it was
-        return True, error
-    return False, None
-
-
-def _by_forward(step: Sequence[Share[Work[Any]]]) -> list[list[Share[Work[Any]]]]:
-    """The shares of each pass; those with one adapter lie together, so that it runs once."""
-    groups: dict[Forward, list[Share[Work[Any]]]] = {}
-    for share in step:
-        groups.setdefault(share.work.forward, []).append(share)
-    return [sorted(shares, key=_adapter) for shares in groups.values()]
-
-
-def _adapter(share: Share[Work[Any]]) -> str:
-    return share.work.span.adapter or ""
-
-
-def _compute(shares: Sequence[Share[Work[Any]]]) -> list[Any]:
-    """One pass: for each share its result, None if more chunks follow, or its exception."""
-    with torch.inference_mode():
-        chunks = [_attempt(share.work.chunk, share.start, share.count) for share in shares]
-        sound = [i for i, chunk in enumerate(chunks) if not isinstance(chunk, Exception)]
-        outcomes: list[Any] = list(chunks)
-        if sound:
-            outputs = _attempt(_run_pass, shares[0].work.forward, [chunks[i] for i in sound])
-            for n, i in enumerate(sound):
-                failed = isinstance(outputs, Exception)
-                outcomes[i] = outputs if failed else _take(shares[i], outputs[n])
-    return outcomes
-
-
-def _run_pass(
-    forward: Forward, chunks: Sequence[tuple[torch.Tensor, Span]]
-) -> Sequence[torch.Tensor]:
-    return forward(torch.cat([states for states, _ in chunks]), [span for _, span in chunks])
-
-
-def joined(outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The outputs of a work's chunks, `[count, ...]` each, as one."""
-    return outputs[0] if len(outputs) == 1 else torch.cat(list(outputs))
-
-
-def _take(share: Share[Work[Any]], output: torch.Tensor) -> Any:
-    return _attempt(lambda: share.work.add(output, last=share.completes))
-
-
 def _settle_all(done: Sequence[tuple[Work[Any] | SlicedWork[Any], Any]]) -> None:
     """Hand every outcome to whom it concerns; what one of them makes of it is its own affair."""
     loop = asyncio.get_running_loop()
@@ -490,15 +381,3 @@ def _resolve(result: asyncio.Future[R], outcome: R | Exception) -> None:
         result.set_exception(outcome)
     else:
         result.set_result(outcome)
-
-
-def _attempt(call: Callable[..., Any], *arguments: Any) -> Any:
-    """The call's value, or its exception as a value: one session's fault stays its own."""
-    try:
-        return call(*arguments)
-    except StopIteration as error:
-        return RuntimeError(f"a callback raised {error!r}")  # no future takes it as it is
-    except RankLost:
-        raise  # nobody's work can be computed any more
-    except Exception as error:  # noqa: BLE001 - handed to the session whose work it was
-        return error

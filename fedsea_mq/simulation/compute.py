@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
-from fedsea_mq.serving.batcher import Batcher, SlicedWork
+from fedsea_mq.serving.batcher import Batcher
 from fedsea_mq.serving.scheduler import StepLimits
+from fedsea_mq.serving.work import SlicedWork
 
 # Never started: no thread is.
 _NO_THREAD: Final = ThreadPoolExecutor(1)

@@ -16,8 +16,9 @@ from fedsea_mq.model.numerics import Numerics
 from fedsea_mq.model.partition import Cut
 from fedsea_mq.model.parts import load_client, load_trunk
 from fedsea_mq.protocol.envelope import SESSION_BYTES
-from fedsea_mq.serving.batcher import Batcher, Work
+from fedsea_mq.serving.batcher import Batcher
 from fedsea_mq.serving.scheduler import Owner
+from fedsea_mq.serving.work import Work
 from fedsea_mq.settings import ModelSettings
 
 # Nothing of a draft model leaves this process: it is loaded whole.

@@ -13,8 +13,8 @@ from fedsea_mq.model.wire_states import decode_states, encode_states
 from fedsea_mq.protocol.envelope import SESSION_BYTES
 from fedsea_mq.protocol.messages import Open
 from fedsea_mq.protocol.positions import SentLog
-from fedsea_mq.serving.batcher import Work, joined
 from fedsea_mq.serving.scheduler import Owner
+from fedsea_mq.serving.work import Work, joined
 from fedsea_mq.telemetry.trace import TraceContext
 from fedsea_mq.transport.requests import Traffic
 from nodes.client.engine import ClientEngine

@@ -24,7 +24,7 @@ from fedsea_mq.protocol.payload import WireDtype
 from fedsea_mq.security.identity import Identity
 from fedsea_mq.security.node_seals import NodeSeals
 from fedsea_mq.serving.background import Background
-from fedsea_mq.serving.batcher import Batcher, Forward, Work, joined
+from fedsea_mq.serving.batcher import Batcher
 from fedsea_mq.serving.step_metrics import StepMetrics, batcher_readings
 from fedsea_mq.serving.trunk_sessions import (
     BROKER,
@@ -35,6 +35,7 @@ from fedsea_mq.serving.trunk_sessions import (
     TrunkSessions,
     TrunkTerms,
 )
+from fedsea_mq.serving.work import Forward, Work, joined
 from fedsea_mq.settings import Settings
 from fedsea_mq.telemetry import measures
 from fedsea_mq.telemetry.measures import Reading

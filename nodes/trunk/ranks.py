@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final, Self
 from fedsea_mq.errors import ConfigError, NotRunning, RankLost
 from fedsea_mq.model.parts import BlockRun
 from fedsea_mq.model.tensor_shard import TensorShard
-from fedsea_mq.serving.batcher import Batcher, SlicedWork
+from fedsea_mq.serving.batcher import Batcher
+from fedsea_mq.serving.work import SlicedWork
 from fedsea_mq.settings import Settings
 from fedsea_mq.tensor_parallel.rank_group import RankGroup
 from fedsea_mq.tensor_parallel.rendezvous import Introduction, Listener, gather

@@ -14,8 +14,9 @@ from fedsea_mq.model.partition import Cut
 from fedsea_mq.model.parts import BlockRun
 from fedsea_mq.protocol.envelope import Kind
 from fedsea_mq.protocol.frames import Frame, Parts
-from fedsea_mq.serving.batcher import Batcher, SlicedWork
+from fedsea_mq.serving.batcher import Batcher
 from fedsea_mq.serving.trunk_sessions import Reply
+from fedsea_mq.serving.work import SlicedWork
 from fedsea_mq.settings import Settings
 from fedsea_mq.training.load import grouped_trunk
 from fedsea_mq.training.run_adapters import RunAdapters

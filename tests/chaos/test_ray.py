@@ -59,15 +59,17 @@ class Asker:
         return tokens, generation.stats.recoveries
 
 
+@pytest.mark.parametrize("stages", [1, 2])
 async def test_a_lost_machine_costs_no_token_and_its_node_is_replaced(
-    cluster: Machines, tiny_llama: Path, tmp_path: Path
+    cluster: Machines, tiny_llama: Path, tmp_path: Path, stages: int
 ) -> None:
-    settings = keyed_settings(tmp_path, f"model.path={tiny_llama}", "ray.min_nodes=2")
+    terms = ["ray.min_nodes=2", f"trunk.stages={stages}"]  # two of each stage
+    settings = keyed_settings(tmp_path, f"model.path={tiny_llama}", *terms)
     async with (
         up_on_ray(cluster, settings, tmp_path) as up,
         ClientNode(up.settings) as client,
     ):
-        await up.until(lambda report: len(report.nodes) == 2)
+        await up.until(lambda report: len(report.nodes) == 2 * stages)
         askers = [Asker(client, number) for number in range(6)]
         undisturbed = [(await asker.answer())[0] for asker in askers]
 
@@ -81,17 +83,19 @@ async def test_a_lost_machine_costs_no_token_and_its_node_is_replaced(
             await asyncio.to_thread(cluster.cut_power_of, cluster.holder_of(lost))
         answered_s = time.monotonic() - lost_at
 
-        # Then all tokens are the same, and there are two nodes again.
+        # Then all tokens are the same, and there are as many nodes again.
         moved = sum(answer.result()[1] for answer in answers)
         report = await up.until(
-            lambda report: len(report.nodes) == 2 and all(n.name != lost for n in report.nodes)
+            lambda report: (
+                len(report.nodes) == 2 * stages and all(n.name != lost for n in report.nodes)
+            )
         )
         back_s = time.monotonic() - lost_at
     assert [answer.result()[0] for answer in answers] == undisturbed
     assert moved >= 1
     sys.stdout.write(
-        f"\n{lost} lost with its machine: {moved} of {len(askers)} sessions moved, no token "
-        f"differs; all answered after {answered_s:.1f} s, "
+        f"\n{lost} of {stages} stages lost with its machine: {moved} of {len(askers)} sessions "
+        f"moved, no token differs; all answered after {answered_s:.1f} s, "
         f"{max(node.name for node in report.nodes)} in its place after {back_s:.1f} s\n"
     )
     cluster.add()

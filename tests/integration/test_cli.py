@@ -102,12 +102,13 @@ def test_up_generate_chat_and_status(tmp_path: Path) -> None:
         assert one["finish"] == "stop"
         piped = report("generate", "-", "--chat", *use, stdin=passage)
         assert piped["text"] == one["text"]
-        talked = fedsea("chat", *use, stdin=passage.replace("\n", "\\n") + "\n/again\n/quit\n")
-        assert talked.stdout.split("\n")[:2] == [one["text"]] * 2
-        odd = fedsea("chat", *use, stdin="/again\n/help\n/new\n" + passage.replace("\n", "\\n"))
-        assert odd.stdout == one["text"] + "\n"  # nothing but the passage went to the model
+        asked = passage.replace("\n", "\\n")
+        typed = ["/again", "/help", "/new", asked, "/again", "/quit", "Once"]
+        talked = fedsea("chat", *use, stdin="\n".join(typed))
+        # Nothing but the passage went to the model, twice.
+        assert talked.stdout == (one["text"] + "\n") * 2
         for said in ("nothing was asked yet", "unknown command", "a new conversation"):
-            assert said in odd.stderr
+            assert said in talked.stderr
         interrupted_at_the_prompt(use)
         capped = report("generate", "Once", "--max-new-tokens", "5", *use)
         assert capped["new_tokens"] <= 5

@@ -25,17 +25,8 @@ class RaySystem(System[RemoteChild]):
     of two; and it is known where clients connect to.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        keep_endpoints: bool = False,
-        joins: bool = False,
-        trunks: int | None = None,
-    ) -> None:
-        super().__init__(settings, keep_endpoints=keep_endpoints, joins=joins, trunks=trunks)
-        self._stack = AsyncExitStack()
-        self._address: str | None = None
+    _stack: AsyncExitStack
+    _address: str | None
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:

@@ -41,13 +41,17 @@ class LearnedDecoder:
         self._scale = torch.cat(clean).square().mean().sqrt() + known.sigma
         # Its own generator: what is drawn here hides nothing.
         self._drawn = torch.Generator().manual_seed(0)
+        # It cannot learn to guess what its texts do not have.
+        self._tokens = sorted({token for tokens in known.shadow for token in tokens})
+        numbers = {token: number for number, token in enumerate(self._tokens)}
+        shadow = [[numbers[token] for token in tokens] for tokens in known.shadow]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self._decoder = _Decoder(clean[0].shape[1], known.model.vocab)
-        self._train(clean, known.shadow, known.sigma)
+            self._decoder = _Decoder(clean[0].shape[1], len(self._tokens))
+        self._train(clean, shadow, known.sigma)
 
     def _train(
-        self, clean: Sequence[torch.Tensor], shadow: Sequence[Sequence[int]], sigma: float
+        self, clean: Sequence[torch.Tensor], shadow: Sequence[list[int]], sigma: float
     ) -> None:
         picked = random.Random(0)  # noqa: S311 - an order to learn in
         optimiser = torch.optim.AdamW(self._decoder.parameters(), lr=_RATE)
@@ -56,7 +60,7 @@ class LearnedDecoder:
         for _ in range(steps):
             batch = picked.choices(range(len(clean)), k=_BATCH)
             states = [self._noised(clean[number].cpu(), sigma) for number in batch]
-            tokens = [torch.tensor(list(shadow[number])) for number in batch]
+            tokens = [torch.tensor(shadow[number]) for number in batch]
             wanted = pad_sequence(tokens, batch_first=True, padding_value=_PADDING)
             guessed = self._decoder(pad_sequence(states, batch_first=True), wanted == _PADDING)
             loss = cross_entropy(guessed.flatten(0, 1), wanted.flatten(), ignore_index=_PADDING)
@@ -75,8 +79,7 @@ class LearnedDecoder:
         """See `Attack.recover`."""
         states = (seen.received.cpu() / self._scale)[None]
         padding = torch.zeros(states.shape[:2], dtype=torch.bool)
-        tokens: list[int] = self._decoder(states, padding)[0].argmax(dim=-1).tolist()
-        return tokens
+        return [self._tokens[n] for n in self._decoder(states, padding)[0].argmax(dim=-1).tolist()]
 
 
 class _Decoder(nn.Module):

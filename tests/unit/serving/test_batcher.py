@@ -17,9 +17,10 @@ import torch
 from fedsea_mq.errors import DeadlineExceeded, NotRunning, RankLost, StepStuck
 from fedsea_mq.model.attention import Span
 from fedsea_mq.model.kv_cache import KVCache, KVShape
-from fedsea_mq.serving.batcher import Batcher, Forward, SlicedWork, Work
+from fedsea_mq.serving.batcher import Batcher
 from fedsea_mq.serving.compute_thread import compute_thread
 from fedsea_mq.serving.scheduler import Owner, StepLimits
+from fedsea_mq.serving.work import Forward, SlicedWork, Work
 
 _SHAPE = KVShape(range(0), 1, 1, torch.float32, "cpu")
 _SESSIONS = count()

@@ -12,9 +12,9 @@ import torch
 
 from fedsea_mq.model.attention import Span
 from fedsea_mq.model.kv_cache import KVCache, KVShape
-from fedsea_mq.serving.batcher import Forward, Work
 from fedsea_mq.serving.micro_batches import MicroBatches
 from fedsea_mq.serving.scheduler import Owner, StepLimits
+from fedsea_mq.serving.work import Forward, Work
 from fedsea_mq.simulation.compute import VirtualBatcher
 from fedsea_mq.simulation.trace import Trace
 from fedsea_mq.simulation.world import Process, World
