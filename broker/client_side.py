@@ -202,5 +202,6 @@ class ClientSide:
 
 def _is_onward(route: Route, message: Message) -> bool:
     """Whether a stage speaks to the next one, as far as a broker knows that was restarted since."""
-    of_trunk = bool(message.who.id) and Party.TRUNK in message.who.parties
+    parties = message.who.parties
+    of_trunk = bool(message.who.id) and Party.TRUNK in parties and Party.CLIENT not in parties
     return route.onward_for is not None or of_trunk

@@ -30,7 +30,7 @@ def chat_tokens(
     """Token ids of a chat, up to where the answer begins if it `opens_answer`.
 
     `tools` are functions that the answer may call, each as its JSON schema. What looks like a token
-    of the template within a message is text like any other: nobody can speak in another's role.
+    of the template within a message's text is text like any other; keys of JSON are not looked at.
 
     Raises `InvalidPrompt` without a template, or if it refuses the messages or knows no tools.
     """

@@ -38,6 +38,7 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for any more."""
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # or it is kept until then, whoever shut it
         self._stop_awaiting_head()
         self._stop_awaiting_taken()
 
@@ -48,6 +49,7 @@ class Connection(H11Protocol):
             self._await_head()
         else:
             self._stop_awaiting_head()
+        self._end_if_closing()
 
     def pause_writing(self) -> None:
         """Its peer takes no more of an answer, for now."""
@@ -64,6 +66,8 @@ class Connection(H11Protocol):
         """All of an answer was given to the transport."""
         super().on_response_complete()
         self._end_if_closing()
+        if self.cycle.response_complete and self.conn.trailing_data[0]:
+            self._await_head()  # its first part came with the request before
 
     def timeout_keep_alive_handler(self) -> None:
         """Nothing was asked for long."""

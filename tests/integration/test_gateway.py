@@ -246,16 +246,12 @@ async def test_a_full_trunk_and_a_broker_that_is_gone_are_told_apart() -> None:
         gone = await http.post("/v1/chat/completions", json=asked)
         ready, live = [await http.get(path) for path in ("/readyz", "/healthz")]
         broker = system.settings.broker.clients
-        broker = system.settings.broker.clients
         state = (await http.get("/v1/fedsea/state")).json()
         await system.broker.__aenter__()
     assert (full.status_code, full.json()["error"]["code"]) == (503, "busy")
     assert int(full.headers["retry-after"]) >= 1
     assert (gone.status_code, gone.json()["error"]["code"]) == (503, "unreachable")
     assert (ready.status_code, live.status_code) == (503, 200)
-    # Anybody may ask that: nothing is told of what is behind.
-    assert "tcp://" not in ready.text
-    assert broker not in ready.text
     # Anybody may ask that: nothing is told of what is behind.
     assert "tcp://" not in ready.text
     assert broker not in ready.text
@@ -368,8 +364,6 @@ async def test_off_loopback_it_wants_keys_and_tls(tmp_path: Path) -> None:
     def made(*overrides: str) -> GatewayNode:
         return GatewayNode(Settings.load(None, ["gateway.host=0.0.0.0", *overrides]))
 
-    for local in ("127.0.0.1", "::1", "localhost"):
-        GatewayNode(Settings.load(None, [f"gateway.host='{local}'"]))
     for local in ("127.0.0.1", "::1", "localhost"):
         GatewayNode(Settings.load(None, [f"gateway.host='{local}'"]))
     with pytest.raises(PlaintextRefused, match="api_keys"):

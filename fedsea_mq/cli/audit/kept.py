@@ -11,7 +11,7 @@ from fedsea_mq.errors import ConfigError
 from fedsea_mq.settings import Settings
 
 # Of what is in a file: those of an older form are not found.
-_FORM: Final = 3
+_FORM: Final = 4
 
 
 class KeptFindings:

@@ -29,6 +29,7 @@ class RaySystem(System[RemoteChild]):
     _address: str | None
 
     async def __aenter__(self) -> Self:
+        self._stack = AsyncExitStack()  # what is left where nothing was entered
         async with AsyncExitStack() as stack:
             self._address = await stack.enter_async_context(joined(self.settings.ray))
             await super().__aenter__()
