@@ -83,7 +83,7 @@ class State:
                 self._seen = await self._asked()
                 self._stale_at = monotonic() + _FRESH_S
         if isinstance(self._seen, RemoteError):
-            raise self._seen
+            raise self._seen.with_traceback(None)  # of who asked before, and grows
         return self._seen
 
     async def _asked(self) -> list[NodeStatus] | RemoteError:
