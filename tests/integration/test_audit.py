@@ -25,7 +25,7 @@ from fedsea_mq.cli.audit.live import live_system
 from fedsea_mq.cli.audit.live_training import captured_training
 from fedsea_mq.cli.audit.page import page
 from fedsea_mq.cli.audit.plots import plot_audit
-from fedsea_mq.cli.audit.report import UNSAID, recommended, report
+from fedsea_mq.cli.audit.report import UNSAID, recommended, report, strongest
 from fedsea_mq.cli.audit.victims import Victim, marked
 from fedsea_mq.cli.score import Asked
 from fedsea_mq.errors import ConfigError, IllegalCut, TaskDataError
@@ -195,12 +195,16 @@ async def test_a_whole_audit_reports_what_was_recovered_and_is_not_done_twice(
     assert [one["epsilon"] for one in told["epsilon"]] == [None, None]
     assert "noise.clip" in told["epsilon"][1]["because"]
     assert len(told["strongest"]) == 2
-    assert told["recommended"]["utility"] == max(row["utility"] for row in rows)
+    # Noise may cost even the one text its answer: as useful as the paper's setting, at least.
+    chosen = recommended(rows)
+    assert chosen is not None
+    assert told["recommended"]["utility"] == chosen["utility"] >= paper["utility"] - 0.01
+    assert chosen["token_recovery"] == min(
+        row["token_recovery"] for row in strongest(rows) if row["utility"] >= paper["utility"]
+    )
     useless = [{**row, "utility": 0.0} for row in rows]
     assert recommended(useless) is None
     assert UNSAID in page(report(useless, beside), useless, [])
-    chosen = recommended(rows)
-    assert chosen is not None
     plots = plot_audit(rows, tmp_path)
     assert all(file.stat().st_size > 10_000 for file in plots)
     assert told["recommended"]["risk"] in page(told, rows, ["recovery.png"])

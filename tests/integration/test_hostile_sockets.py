@@ -144,11 +144,21 @@ async def _throw(
             if keep_envelope:
                 parts[:1] = [rng.choice(good)[0]]
             if parts:
-                socket.send_multipart(parts)
+                await _put(socket, parts)
             if number % 16 == 0:
                 answers += len(await _answers(socket))
         answers += len(await _answers(socket, at_least=frames // 4 - answers))
     assert answers >= frames // 4
+
+
+async def _put(socket: zmq.Socket[bytes], parts: list[bytes]) -> None:
+    """Send; where there is no room, wait without holding the loop, on which the system runs."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return socket.send_multipart(parts, zmq.NOBLOCK)
+            except zmq.Again:
+                await asyncio.sleep(0.002)
 
 
 async def _answers(socket: zmq.Socket[bytes], at_least: int = 0) -> list[Frame]:

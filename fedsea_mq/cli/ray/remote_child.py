@@ -16,6 +16,8 @@ from fedsea_mq.errors import FedSeaError, NoPlace, ProcessFailed
 _HOST: Final[Any] = ray.remote(ProcessHost)
 # Of an answer to a stop, beyond the time that the process has.
 _ANSWER_S: Final = 10.0
+# Between two tries to have it placed, while Ray finds out which machines it still has.
+_AGAIN_S: Final = 0.5
 
 
 class RemoteChild(Started):
@@ -31,15 +33,34 @@ class RemoteChild(Started):
     async def start(cls, launch: Launch, options: Mapping[str, Any]) -> RemoteChild:
         """Have Ray start a process; does not wait until it is ready.
 
-        `options` are those of the actor: what it needs, and where it may be.
+        `options` are those of the actor: what it needs, and where it may be. Ray may put it on a
+        machine that it has yet to find gone; then it is asked again.
 
         Raises:
             NoPlace: Ray found none within `ray.place_s`.
             ProcessFailed: it cannot run where Ray has put it.
         """
+        within_s = launch.settings.ray.place_s
+        needs = f"{options['num_cpus']:g} CPUs and {options['num_gpus']:g} GPUs"
+        reason = f"Ray had no place with {needs} within {within_s:g} s"
+        try:
+            async with asyncio.timeout(within_s):
+                while True:
+                    try:
+                        return await cls._placed(launch, options)
+                    except RayActorError as error:
+                        reason = f"{_why(error)}, for {within_s:g} s"
+                        await asyncio.sleep(_AGAIN_S)
+        except TimeoutError:
+            raise NoPlace(f"{launch.name}: {reason}") from None
+        except RayError as error:
+            raise ProcessFailed(f"{launch.name}: {_why(error)}") from error
+
+    @classmethod
+    async def _placed(cls, launch: Launch, options: Mapping[str, Any]) -> RemoteChild:
         host = _HOST.options(**options).remote()
         try:
-            return cls(launch.name, host, await _placed(host, launch, options))
+            return cls(launch.name, host, await host.start.remote(launch))
         except BaseException:
             ray.kill(host)
             raise
@@ -97,21 +118,6 @@ class RemoteChild(Started):
         self._ended = self._ended or ended
         ray.kill(self._host)
         return self._ended.status
-
-
-async def _placed(host: Any, launch: Launch, options: Mapping[str, Any]) -> str:
-    """The address of the machine on which the actor has started the process."""
-    within_s = launch.settings.ray.place_s
-    try:
-        async with asyncio.timeout(within_s):
-            address: str = await host.start.remote(launch)
-    except TimeoutError:
-        needs = f"{options['num_cpus']:g} CPUs and {options['num_gpus']:g} GPUs"
-        said = f"{launch.name}: Ray had no place with {needs} within {within_s:g} s"
-        raise NoPlace(said) from None
-    except RayError as error:
-        raise ProcessFailed(f"{launch.name}: {_why(error)}") from error
-    return address
 
 
 def _why(error: RayError) -> str:
