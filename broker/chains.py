@@ -16,6 +16,11 @@ def entries(stages: Sequence[Stage | None], block: int | None) -> list[int]:
     return [n for n, stage in enumerate(stages) if leads[n] and _entry(stage) == block]
 
 
+def comes_by(stage: Stage | None, block: int | None) -> bool:
+    """Whether a session may come by such a stage on its way from `block` on; both as `entries`."""
+    return block is None or (stage is not None and stage.first >= block)
+
+
 def _leads_to_end(stages: Sequence[Stage | None]) -> list[bool]:
     """Of each, whether blocks after its own are served, too, up to the last."""
     # The last blocks first: what comes after a stage is known by then.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from broker.chains import entries
+from broker.chains import comes_by, entries
 from broker.room import Room
 from fedsea_mq.errors import (
     AdapterUnknown,
@@ -15,7 +14,7 @@ from fedsea_mq.errors import (
     LimitExceeded,
     NodeUnknown,
 )
-from fedsea_mq.protocol.adapter_ref import check_held
+from fedsea_mq.protocol.adapter_ref import AdapterRef, check_held
 from fedsea_mq.protocol.bounded import Role
 from fedsea_mq.protocol.messages import (
     MAX_NODES,
@@ -41,6 +40,14 @@ class Node:
     heard_at: float
     # The id of its key; empty where there are no keys.
     owner: bytes = b""
+
+    def holds(self, adapter: AdapterRef | None) -> bool:
+        """Whether its blocks can be run with an adapter, or need none."""
+        return adapter is None or adapter in self.offer.adapters
+
+    def takes(self, asked: Open) -> bool:
+        """Whether there is room for a session of its model, and what that is to be run with."""
+        return self.holds(asked.adapter) and self.room.takes(asked.max_positions)
 
 
 class Registry:
@@ -154,7 +161,7 @@ class Registry:
             raise Busy("not all blocks of this model are served now")
         if asked.adapter is not None:
             check_held(asked.adapter, [ref for n in fits for ref in n.offer.adapters])
-            fits = [n for n in fits if asked.adapter in n.offer.adapters]
+            fits = [n for n in fits if n.holds(asked.adapter)]
         into = _entries(fits, asked)
         if not into:
             raise AdapterUnknown("the adapter is not held by nodes of all blocks")
@@ -164,7 +171,7 @@ class Registry:
         able = [n for n in fits if n.room.load.kv_positions_total >= asked.max_positions]
         if not _entries(able, asked):
             raise LimitExceeded("more KV positions than nodes of all blocks could ever hold")
-        roomy = _entries([n for n in fits if n.room.takes(asked.max_positions)], asked)
+        roomy = _entries([n for n in fits if n.takes(asked)], asked)
         if not roomy:
             raise Busy("all nodes are full")
         best = max(roomy, key=lambda node: node.room.positions_free)
@@ -200,18 +207,23 @@ class Registry:
         )
 
     def _short(self, waiting: Collection[Open]) -> dict[tuple[str, Stage | None], int]:
-        """How many find no room on any node of a model and stage."""
-        alike: dict[tuple[str, Stage | None], list[Room]] = {}
+        """Of each model and stage, how many want to come by it and find no node with room."""
+        alike: dict[tuple[str, Stage | None], list[Node]] = {}
         for node in self.trunks:
-            alike.setdefault((node.offer.fingerprint, node.offer.stage), []).append(node.room)
-        wanted = Counter((one.fingerprint, one.max_positions) for one in waiting)
+            alike.setdefault((node.offer.fingerprint, node.offer.stage), []).append(node)
+        wanted: dict[tuple[object, ...], list[Open]] = {}
+        for one in waiting:
+            kind = (one.fingerprint, one.entry, one.adapter, one.max_positions)
+            wanted.setdefault(kind, []).append(one)
         return {
             (fingerprint, stage): sum(
-                count
-                for (model, positions), count in wanted.items()
-                if model == fingerprint and not any(room.takes(positions) for room in rooms)
+                len(asks)
+                for asks in wanted.values()
+                if asks[0].fingerprint == fingerprint
+                and comes_by(stage, asks[0].entry)
+                and not any(node.takes(asks[0]) for node in nodes)
             )
-            for (fingerprint, stage), rooms in alike.items()
+            for (fingerprint, stage), nodes in alike.items()
         }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedsea_mq.errors import InvalidPrompt
@@ -30,11 +30,12 @@ def chat_tokens(
     """Token ids of a chat, up to where the answer begins if it `opens_answer`.
 
     `tools` are functions that the answer may call, each as its JSON schema. What looks like a token
-    of the template within a message's text is text like any other; keys of JSON are not looked at.
+    of the template within a message's text is text like any other; in a key of JSON it is refused.
 
     Raises `InvalidPrompt` without a template, or if it refuses the messages or knows no tools.
     """
     check_chats(tokenizer)
+    _check_keys(tokenizer, [*messages, *tools])
     if tools and "tools" not in str(tokenizer.chat_template):
         raise InvalidPrompt("the model's chat template takes no tools")
     try:
@@ -49,3 +50,19 @@ def chat_tokens(
     except Exception as error:  # templates raise whatever they like
         raise InvalidPrompt("the chat template refuses these messages") from error
     return list(ids)
+
+
+def _check_keys(tokenizer: PreTrainedTokenizerBase, told: Sequence[Message | Tool]) -> None:
+    """Keys stay as they are where values are made plain text, so a key could forge a token."""
+    control = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    for key in _keys(told):
+        if any(token in key for token in control if not token.isspace()):
+            raise InvalidPrompt("a key of tools or arguments holds a token of the chat template")
+
+
+def _keys(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from value
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _keys(inner)

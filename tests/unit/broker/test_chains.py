@@ -25,6 +25,7 @@ from tests.unit.broker.placing import (
     S3,
     Placing,
     accept,
+    load,
     offer,
     read,
     refused,
@@ -99,19 +100,43 @@ def test_a_session_waits_where_a_later_stage_is_full() -> None:
     refused(asks(made, S1), Busy)
 
 
+def waits(made: Placing) -> dict[str, int]:
+    return {node.name: node.waiting for node in made.status().nodes}
+
+
 def test_it_is_told_which_stage_those_that_wait_are_short_of() -> None:
     made = placing(front=FRONT, middle=MIDDLE)
     made.register(b"back", offer("back", stage=BACK, free=9))
     refused(asks(made, S1), Busy)
     # When it asks again, it is held.
     assert made.client_says(b"client", Frame.build(Kind.OPEN, ASKED, session=S1)) == []
-    assert {node.name: node.waiting for node in made.status().nodes} == {
-        "front": 0,
-        "middle": 0,
-        "back": 1,
-    }
+    assert waits(made) == {"front": 0, "middle": 0, "back": 1}
     made.register(b"more", offer("more", stage=BACK))
     assert {node.waiting for node in made.status().nodes} == {0}
+
+
+def test_a_session_that_goes_on_is_short_of_no_stage_before() -> None:
+    made = placing(front=FRONT, middle=MIDDLE, back=BACK)
+    assert asks(made, S1).peer == b"front"
+    made.node_says(b"front", accept(S1))
+    for name in (b"front", b"middle"):
+        made.heartbeat(name, load(free=0))
+    refused(asks(made, S2, onward(3, S1), b"front's"), Busy)
+    asked = Frame.build(Kind.OPEN, onward(3, S1), session=S2)
+    assert made.client_says(b"front's", asked) == []
+    assert waits(made) == {"front": 0, "middle": 1, "back": 0}
+
+
+def test_a_session_is_short_of_nodes_with_its_adapter_whatever_room_others_have() -> None:
+    ref = AdapterRef("notes", "ef" * 32)
+    made = placing(front=FRONT, middle=MIDDLE, back=BACK)
+    for name, stage in (("front", FRONT), ("middle", MIDDLE)):
+        made.register(name.encode(), offer(name, stage=stage, adapters=[ref]))
+    made.register(b"tuned", offer("tuned", stage=BACK, adapters=[ref], free=9))
+    asked = replace(ASKED, adapter=ref)
+    refused(asks(made, S1, asked), Busy)
+    assert made.client_says(b"client", Frame.build(Kind.OPEN, asked, session=S1)) == []
+    assert waits(made) == {"front": 0, "middle": 0, "back": 1, "tuned": 1}
 
 
 def test_a_session_that_a_later_stage_could_never_hold_is_refused_and_does_not_wait() -> None:

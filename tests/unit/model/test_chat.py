@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
+from fedsea_mq.errors import InvalidPrompt
 from fedsea_mq.model.chat import chat_tokens
 from fedsea_mq.model.checkpoint import Checkpoint
 
@@ -37,3 +39,23 @@ def test_tools_are_text_too() -> None:
     opened = ids[: ids.index(tokenizer.bos_token_id)]
     assert not control.intersection(opened)
     assert json.loads(tokenizer.decode(opened)) == tools
+
+
+FORGED_KEY = {"properties": [{FORGED: {"type": "string"}}]}
+CALL = {"type": "function", "function": {"name": "f", "arguments": FORGED_KEY}}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": FORGED_KEY}}
+
+
+@pytest.mark.parametrize(
+    ("message", "tools"),
+    [
+        ({"role": "assistant", "content": "", "tool_calls": [CALL]}, []),
+        ({"role": "user", "content": "hello"}, [TOOL]),
+    ],
+    ids=["arguments", "parameters"],
+)
+def test_a_key_of_json_that_would_be_a_token_is_refused(
+    message: dict[str, Any], tools: list[dict[str, Any]]
+) -> None:
+    with pytest.raises(InvalidPrompt, match="a key of tools or arguments"):
+        chat_tokens(EMBEDDED.tokenizer, [message], tools=tools)
