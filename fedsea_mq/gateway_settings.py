@@ -36,7 +36,9 @@ class GatewaySettings(Section):
         64, description="answered at a time; further ones are told so, with status 429"
     )
     max_connections: Annotated[int, Field(ge=1, le=60_000)] = Field(
-        1024, description="open at a time; further ones are told so, with status 503, or are shut"
+        1024,
+        description="open at a time; a further request ends the longest idle, or is told so, with "
+        "status 503, or shut",
     )
     max_body_kb: Annotated[int, Field(ge=1, le=1 << 20)] = Field(
         1024, description="largest request, in KiB"

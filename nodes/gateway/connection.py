@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any, Final
 
+import h11
+from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 # So many more than there may be are told that there are too many; others are shut at once.
@@ -32,12 +35,15 @@ class _Patience:
 class Connection(H11Protocol):
     """Ends when its peer takes longer than `stalled_s` for the head of a request or for an answer.
 
-    What is sent in between does not count: a head that comes byte by byte is late, too. Who came
-    when there were no more than `limit_concurrency` is served, however many come later.
+    What is sent in between does not count: a head that comes byte by byte is late, too. There are
+    `most` places; who has one is served, however many come later. Where all are held, a request
+    has that of the connection that has been idle the longest, or is refused.
     """
 
-    def __init__(self, *of: Any, stalled_s: float, **named: Any) -> None:
+    def __init__(self, *of: Any, stalled_s: float, most: int, **named: Any) -> None:
         super().__init__(*of, **named)
+        self._most = most
+        self._has_place = False
         self._head = _Patience(self.loop, stalled_s)
         self._taken = _Patience(self.loop, stalled_s)
 
@@ -45,10 +51,10 @@ class Connection(H11Protocol):
         """Its head is waited for, from now on."""
         assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
-        most, count = self.limit_concurrency, len(self.connections)
-        if most is not None:
-            self.limit_concurrency = 0 if count > most else None
-            if count > most + _TOLD:
+        self._has_place = self._is_place_free
+        if not self._has_place:
+            self.app = self._serve_in_place_of_another
+            if len(self.connections) > self._most + _TOLD:
                 transport.abort()
         self._head.begin(self.transport)
 
@@ -67,6 +73,13 @@ class Connection(H11Protocol):
         else:
             self._head.end()
         self._end_if_closing()
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP; in the midst of an answer that cannot be said."""
+        try:
+            super().send_400_response(msg)
+        except h11.LocalProtocolError:
+            self.transport.abort()
 
     def pause_writing(self) -> None:
         """Its peer takes no more of an answer, for now."""
@@ -95,3 +108,39 @@ class Connection(H11Protocol):
         """A transport that closes waits until its peer has taken what was sent."""
         if self.transport.is_closing():
             self._taken.begin(self.transport)
+
+    @property
+    def _others(self) -> Iterator[Connection]:
+        """Those that have a place."""
+        for one in self.connections:
+            assert isinstance(one, Connection)
+            if one._has_place and one is not self:
+                yield one
+
+    @property
+    def _is_place_free(self) -> bool:
+        return len(self.connections) <= self._most or sum(1 for _ in self._others) < self._most
+
+    @property
+    def _idle_until(self) -> float | None:
+        """When it is to be ended, if its peer has all answers and asks for nothing."""
+        if self.timeout_keep_alive_task is None or self.transport.get_write_buffer_size():
+            return None
+        return self.timeout_keep_alive_task.when()
+
+    async def _serve_in_place_of_another(self, *of: Any) -> None:
+        self._has_place = self._is_place_free or self._takes_place()
+        if self._has_place:
+            self.app = self.config.loaded_app
+            await self.app(*of)
+        else:
+            await service_unavailable(*of)
+
+    def _takes_place(self) -> bool:
+        idle = {until: one for one in self._others if (until := one._idle_until) is not None}
+        if not idle:
+            return False
+        longest = idle[min(idle)]
+        longest._has_place = False
+        longest.transport.abort()
+        return True

@@ -71,10 +71,11 @@ class HttpServer:
 
 
 def _config(app: ASGIApp, settings: GatewaySettings) -> uvicorn.Config:
+    connection = partial(Connection, stalled_s=settings.stalled_s, most=settings.max_connections)
     config = uvicorn.Config(
         app,
         # It is called like the class that uvicorn asks for.
-        http=cast(Any, partial(Connection, stalled_s=settings.stalled_s)),
+        http=cast(Any, connection),
         log_config=None,
         access_log=False,  # one line a request is the endpoints' to write
         lifespan="off",
@@ -82,7 +83,6 @@ def _config(app: ASGIApp, settings: GatewaySettings) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        limit_concurrency=settings.max_connections,
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,

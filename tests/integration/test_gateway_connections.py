@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from urllib.parse import urlsplit
 
 import pytest
 
+from nodes.gateway.connection import Connection
 from tests.integration.gateways import ANSWER, Gateway, gateway
+from tests.integration.systems import until
 
 STALLED = "gateway.stalled_s=0.5"
 HEAD = b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n"
@@ -89,17 +93,100 @@ async def test_who_takes_no_answers_is_let_go() -> None:
         assert (await up.chat()).choices[0].message.content == ANSWER
 
 
+BUSY = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n"
+JSON = b"content-type: application/json\r\n\r\n"
+
+
 async def test_more_connections_than_there_may_be_are_shut_and_earlier_ones_served() -> None:
     async with gateway("gateway.max_connections=2") as up, AsyncExitStack() as held:
-        assert (await up.chat()).choices[0].message.content == ANSWER
+        first = [await held.enter_async_context(connected(up)) for _ in range(2)]
+        for _, writer in first:
+            writer.write(BUSY + JSON)
         later = [await held.enter_async_context(connected(up)) for _ in range(200)]
         ends = [asyncio.create_task(end_of(reader)) for reader, _ in later]
         shut, _ = await asyncio.wait(ends, timeout=1)
-        assert len(shut) == 200 - 1 - 64
+        assert len(shut) == 200 - 64
         for end, (_, writer) in zip(ends, later, strict=True):
             if not end.done():
-                writer.write(HEAD + b"connection: close\r\n\r\n")
-        assert (await up.chat()).choices[0].message.content == ANSWER
-        served, *told = [(await end)[:12] for end in ends if end not in shut]
-        assert served == b"HTTP/1.1 200"
+                writer.write(HEAD + b"\r\n")
+        told = [(await end)[:12] for end in ends if end not in shut]
         assert told == [b"HTTP/1.1 503"] * 64
+        for reader, writer in first:
+            writer.write(b"{} is 9 b")
+            assert b"HTTP/1.1 400" in await reader.readuntil(b"\r\n\r\n")
+
+
+async def test_a_request_has_the_place_of_the_connection_that_is_idle_the_longest() -> None:
+    async with gateway("gateway.max_connections=2") as up, AsyncExitStack() as held:
+        opened = [await held.enter_async_context(connected(up)) for _ in range(3)]
+        (idle, _), (kept, _), _ = opened
+        for reader, writer in opened:
+            writer.write(HEAD + b"\r\n")
+            assert b"HTTP/1.1 200" in await reader.readuntil(b"\r\n\r\n")
+            await reader.readuntil(b"}]}")
+        assert await end_of(idle) == b""
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await kept.read(1)
+
+
+async def test_what_is_no_http_after_an_answer_began_ends_the_connection_and_is_no_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    head = b"POST /nowhere HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with gateway() as up, connected(up) as (reader, writer):
+        writer.write(head)
+        assert b"HTTP/1.1 404" in await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"ZZ\r\n")
+        await end_of(reader)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def connections() -> list[Connection]:
+    """What is in memory of them, open or not."""
+    gc.collect()
+    return [one for one in gc.get_objects() if type(one) is Connection]
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        HEAD + b"connection: close\r\n\r\n",
+        BUSY.replace(b"content-length: 9", b"transfer-encoding: chunked") + JSON + b"ZZ\r\n",
+    ],
+    ids=["asked to", "no http"],
+)
+async def test_a_connection_that_closes_holds_no_place_while_nobody_takes_its_last_answers(
+    last: bytes,
+) -> None:
+    terms = (STALLED, "gateway.max_connections=1")
+    async with gateway(*terms) as up, connected(up, receives=4096) as (_, writer):
+        await until(lambda: len(connections()) == 1)
+        (connection,) = connections()
+        its_socket = connection.transport.get_extra_info("socket")
+        its_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        while not connection.transport.get_write_buffer_size():  # nor is it read here
+            writer.write(HEAD.replace(b"/v1/models", b"/style.css") + b"\r\n")
+            await asyncio.sleep(0.005)
+        assert not connection.flow.write_paused
+        writer.write(last)
+        await until(connection.transport.is_closing)
+        await until(lambda: connection not in connection.connections)
+        assert (await up.chat()).choices[0].message.content == ANSWER
+
+
+async def test_part_of_a_head_behind_a_whole_request_is_late_too() -> None:
+    async with gateway(STALLED) as up, connected(up) as (reader, writer):
+        writer.write(HEAD + b"\r\n" + HEAD)
+        assert (await end_of(reader)).count(b"HTTP/1.1 200") == 1
+
+
+async def test_nothing_is_kept_of_a_connection_that_its_peer_reset() -> None:
+    async with gateway() as up:
+        async with connected(up) as (reader, writer):
+            writer.write(HEAD + b"\r\n")
+            await reader.readuntil(b"}]}")
+            assert len(connections()) == 1
+            reset = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+        await until(lambda: not connections())
