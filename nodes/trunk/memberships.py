@@ -68,9 +68,12 @@ class Memberships:
             background.start(membership.run(), f"{self._carried.name} membership")
 
     def leave(self) -> None:
-        """Tell all brokers that the node is gone."""
+        """Tell all brokers that the node is gone; who cannot be told finds out by its silence."""
         for membership in self.all:
-            membership.leave()
+            try:
+                membership.leave()
+            except FedSeaError as error:
+                _log.info("not told that this node leaves", reason=str(error))
 
     def takes(self, frame: Frame, origin: bytes) -> bool:
         """Handle a frame that a broker itself says, and no session; whether it was one."""

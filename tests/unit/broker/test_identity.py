@@ -335,6 +335,13 @@ class TestStages:
         *_, last = [keyed.client(ANNA, extend(S1))[0] for _ in range(9)]
         refused(last, Busy)
 
+    def test_a_key_that_is_a_clients_too_is_metered_as_one(self) -> None:
+        keyed = Keyed(terms=replace(TERMS, limits=Limits(frames_per_s=1)))
+        both = replace(RACK, parties=RACK.parties | ANNA.parties)
+        keyed.register(OTHER_RACK, b"other", (S2,), (both.id,))
+        *_, last = [keyed.client(both, extend(S2))[0] for _ in range(9)]
+        refused(last, Busy)
+
     def test_a_node_opens_nothing_else(self, chain: Keyed) -> None:
         refused(chain.open(RACK, S2)[0], NotTrusted)
         refused(chain.enlist(RACK, "silo-1", S2)[0], NotTrusted)
