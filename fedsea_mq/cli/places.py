@@ -27,5 +27,5 @@ def system_on(place: Place) -> type[System[Any]]:
     try:
         from fedsea_mq.cli.ray.system import RaySystem
     except ImportError as error:
-        raise ConfigError("--on ray needs Ray: pip install 'fedsea_mq[ray]'") from error
+        raise ConfigError("--on ray needs Ray: install fedsea_mq with the extra ray") from error
     return RaySystem

@@ -147,6 +147,6 @@ def _epsilon(sigma_over_sensitivity: float, delta: float) -> float:
         from dp_accounting import get_epsilon_gaussian
     except ImportError as error:
         raise ConfigError(
-            "an epsilon needs dp-accounting: pip install 'fedsea_mq[audit]'"
+            "an epsilon needs dp-accounting: install fedsea_mq with the extra audit"
         ) from error
     return float(get_epsilon_gaussian(sigma_over_sensitivity, delta))

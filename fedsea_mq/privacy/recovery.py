@@ -68,7 +68,9 @@ class Judge:
         try:
             from sacrebleu import corpus_bleu
         except ImportError as error:
-            raise ConfigError("an audit needs sacrebleu: install fedsea_mq[audit]") from error
+            raise ConfigError(
+                "an audit needs sacrebleu: install fedsea_mq with the extra audit"
+            ) from error
         self._corpus_bleu = corpus_bleu
 
     def is_content(self, token: int) -> bool:

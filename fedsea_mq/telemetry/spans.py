@@ -82,5 +82,5 @@ def _otlp() -> ModuleType:
         return import_module("fedsea_mq.telemetry.otlp")
     except ImportError as error:
         raise ConfigError(
-            "telemetry.otlp_endpoint needs OpenTelemetry: pip install 'fedsea_mq[otel]'"
+            "telemetry.otlp_endpoint needs OpenTelemetry: install fedsea_mq with the extra otel"
         ) from error

@@ -28,4 +28,6 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name not in _EXTRA:
             raise
-        raise ConfigError(f"the gateway needs {error.name}: install fedsea_mq[gateway]") from error
+        raise ConfigError(
+            f"the gateway needs {error.name}: install fedsea_mq with the extra gateway"
+        ) from error
