@@ -2,7 +2,7 @@
 
     fedsea up --config configs/one-machine.yaml
     .venv/bin/python examples/web_app.py --config configs/one-machine.yaml
-    open http://127.0.0.1:8000
+    open http://127.0.0.1:8080
 
 or, with a broker and a trunk node in the app's own event loop:
 
@@ -153,7 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A private chat in the browser")
     parser.add_argument("--config", type=Path, help="YAML file; see configs/")
     parser.add_argument("--alone", action="store_true", help="with a broker and a trunk node")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, default=8080)
     given = parser.parse_args()
     settings = Settings.load(given.config)
     torch.set_num_threads(settings.model.threads)

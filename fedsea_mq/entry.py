@@ -67,7 +67,7 @@ def configure_logging(settings: LogSettings) -> None:
         )
     )
     logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
-    for noisy in ("httpx", "filelock", "urllib3", "asyncio"):
+    for noisy in ("httpx", "filelock", "urllib3", "asyncio", "uvicorn"):
         logging.getLogger(noisy).setLevel("WARNING")
 
 
