@@ -12,6 +12,7 @@ mixed with a little of any token: names and numbers are what a language model ex
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -89,12 +90,13 @@ class _Search:
     variance: float
 
 
-class _Matching:
-    """What both attacks share: the search, and which tokens it tries."""
+class _Matching(ABC):
+    """The search that both attacks share; what they know makes the rest."""
 
     beams: ClassVar[int]
-    weighs: ClassVar[bool]
-    """Whether the noise's sigma and the language model count."""
+    # Of the noise, as far as it is known; and how many of the nearest are tried.
+    _sigma: float
+    _nearest: int
 
     def fit(self, known: Known) -> None:
         """Count what texts begin with."""
@@ -104,8 +106,6 @@ class _Matching:
         for tokens in known.shadow:
             counts[tokens[0]] += 1
         self._first = (counts / counts.sum()).log()
-        self._sigma = known.sigma if self.weighs else 0.0
-        self._nearest = _reach(known) if self.weighs else _NEAREST_ALONE
 
     def recover(self, seen: Seen, evidence: Evidence | None = None) -> list[int]:
         """See `Attack.recover`; `evidence` is what is known of tokens from elsewhere."""
@@ -129,17 +129,19 @@ class _Matching:
             beams = self._grown(likely, beams, spare, position)
         return list(beams[0].tokens)
 
+    @abstractmethod
     def _fits(self, expected: float, missed: Sequence[float]) -> float:
         """The most that the squared distance of what was sent may be."""
-        if self.weighs:
-            return _FITS * expected
-        return _FITS_ALONE * max(median(missed), expected) if missed else 0.0
 
+    @abstractmethod
     def _others(self, search: _Search) -> torch.Tensor:
         """Candidates where none of the shortlist fits: `[ids]`."""
-        if self.weighs:
-            return torch.arange(self._model.vocab, device=search.row.device)
-        return self._near(search.row, search.position, _IN_DOUBT)
+
+    @abstractmethod
+    def _following(
+        self, tokens: Sequence[int], caches: Sequence[Caches], position: int
+    ) -> Iterable[torch.Tensor]:
+        """Go on by these tokens; what is likely to follow each `[vocab]`."""
 
     def _near(self, row: torch.Tensor, position: int, count: int) -> torch.Tensor:
         distances = self._table.distances(row, position)
@@ -166,8 +168,7 @@ class _Matching:
 
     def _scores(self, tried: _Tried, variance: float) -> torch.Tensor:
         """The logarithm of how likely each candidate is after its prefix: `[ids]`."""
-        scores = -tried.missed / (2 * variance)
-        return scores + tried.before if self.weighs else scores
+        return -tried.missed / (2 * variance)
 
     def _best(self, tried: _Tried, variance: float) -> Sequence[tuple[_Beam, float, int]]:
         """The best ways to go on: the logarithm of how likely each is, and the token."""
@@ -187,13 +188,8 @@ class _Matching:
         return (torch.cat(parts) - row).square().sum(dim=-1)
 
     def _shortlist(self, before: torch.Tensor, row: torch.Tensor, position: int) -> torch.Tensor:
-        vocab = self._model.vocab
-        near = self._near(row, position, self._nearest)
-        if not self.weighs:
-            return near
-        likely = before.topk(min(_LIKELY, vocab))
-        both = {*near.tolist(), *likely.indices.tolist()}
-        return torch.tensor(sorted(both), device=row.device)
+        """Candidates to begin with, `before` the state is looked at: `[ids]`."""
+        return self._near(row, position, self._nearest)
 
     def _grown(
         self,
@@ -212,16 +208,6 @@ class _Matching:
             for (beam, score, token), caches, rows in zip(found, free, following, strict=True)
         ]
 
-    def _following(
-        self, tokens: Sequence[int], caches: Sequence[Caches], position: int
-    ) -> Iterable[torch.Tensor]:
-        """Go on by these tokens; what is likely to follow each `[vocab]`, if that counts."""
-        if not self.weighs:
-            self._model.advance_head(tokens, caches, position)
-            return repeat(self._first, len(tokens))
-        likely = self._model.advance(tokens, caches, position).exp()
-        return ((1 - _ANYTHING) * likely + _ANYTHING / self._model.vocab).log()
-
 
 class VocabularyMatching(_Matching):
     """The nearest token in context, one prefix."""
@@ -229,7 +215,20 @@ class VocabularyMatching(_Matching):
     name: ClassVar[str] = "vocabulary matching"
     knowledge: ClassVar[Knowledge] = Knowledge.WEIGHTS
     beams: ClassVar[int] = 1
-    weighs: ClassVar[bool] = False
+    _sigma = 0.0
+    _nearest = _NEAREST_ALONE
+
+    def _fits(self, expected: float, missed: Sequence[float]) -> float:
+        return _FITS_ALONE * max(median(missed), expected) if missed else 0.0
+
+    def _others(self, search: _Search) -> torch.Tensor:
+        return self._near(search.row, search.position, _IN_DOUBT)
+
+    def _following(
+        self, tokens: Sequence[int], caches: Sequence[Caches], position: int
+    ) -> Iterable[torch.Tensor]:
+        self._model.advance_head(tokens, caches, position)
+        return repeat(self._first, len(tokens))  # which does not count here
 
 
 class BeamMatching(_Matching):
@@ -238,7 +237,32 @@ class BeamMatching(_Matching):
     name: ClassVar[str] = "vocabulary matching, beam"
     knowledge: ClassVar[Knowledge] = Knowledge.SIGMA
     beams: ClassVar[int] = _BEAMS
-    weighs: ClassVar[bool] = True
+
+    def fit(self, known: Known) -> None:
+        """Count what texts begin with, and find out how near the right token is."""
+        super().fit(known)
+        self._sigma = known.sigma
+        self._nearest = _reach(known)
+
+    def _fits(self, expected: float, missed: Sequence[float]) -> float:
+        return _FITS * expected
+
+    def _others(self, search: _Search) -> torch.Tensor:
+        return torch.arange(self._model.vocab, device=search.row.device)
+
+    def _scores(self, tried: _Tried, variance: float) -> torch.Tensor:
+        return super()._scores(tried, variance) + tried.before
+
+    def _shortlist(self, before: torch.Tensor, row: torch.Tensor, position: int) -> torch.Tensor:
+        near = super()._shortlist(before, row, position)
+        likely = before.topk(min(_LIKELY, len(before))).indices
+        return torch.tensor(sorted({*near.tolist(), *likely.tolist()}), device=row.device)
+
+    def _following(
+        self, tokens: Sequence[int], caches: Sequence[Caches], position: int
+    ) -> Iterable[torch.Tensor]:
+        likely = self._model.advance(tokens, caches, position).exp()
+        return ((1 - _ANYTHING) * likely + _ANYTHING / self._model.vocab).log()
 
 
 def _missed_least(tried: Sequence[_Tried]) -> float:
