@@ -163,6 +163,6 @@ async def test_without_the_library_the_error_names_the_extra(
 ) -> None:
     monkeypatch.delitem(sys.modules, "fedsea_mq.telemetry.otlp", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    with pytest.raises(ConfigError, match=r"pip install 'fedsea_mq\[otel\]'"):
+    with pytest.raises(ConfigError, match="the extra otel"):
         async with spans_of(TelemetrySection(otlp_endpoint="http://127.0.0.1:1"), "client", "c"):
             pass
