@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from fedsea_mq.cli.started import Started
 from fedsea_mq.errors import ProcessFailed
@@ -19,17 +19,29 @@ class Kept:
     itself with an error would do so again: that ends the run.
     """
 
-    def __init__(self, name: str, start: Start, on_restart: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        start: Start,
+        on_restart: Callable[[str], None],
+        child: Started | None = None,
+    ) -> None:
         self.name = name
         self._start = start
         self._on_restart = on_restart
-        self.child: Started | None = None
+        self.child = child
 
     async def ready(self) -> Started:
         """Start the first process, and wait until it is ready. Raises `ProcessFailed`."""
         self.child = await self._start()
         await self.child.wait_ready()
         return self.child
+
+    async def keep(self) -> NoReturn:
+        """See that one runs, whatever it says. Raises `ProcessFailed`, also if it ends well."""
+        async for _ in self.lines():
+            pass
+        raise ProcessFailed(f"{self.name} was stopped")
 
     async def lines(self) -> AsyncIterator[dict[str, Any]]:
         """What its processes say, until one ends well.

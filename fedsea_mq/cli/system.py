@@ -120,17 +120,6 @@ class System(ABC, Generic[P]):
         self._ports.pop(trunk.name, None)
         return status
 
-    async def first_failure(self) -> str:
-        """Wait until any child ends, and say which and why."""
-        waits = {asyncio.create_task(c.wait()): c for c in (self.broker, *self.trunks)}
-        try:
-            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            first = done.pop()
-            return f"{waits[first].name} ended with {first.result()}: {waits[first].log_tail()}"
-        finally:
-            for wait in waits:
-                wait.cancel()
-
     async def __aexit__(self, *_: object) -> None:
         # Clients, then trunks, then the broker: each says goodbye to one that still listens.
         first = [c for c in self._children if c not in self.trunks and c is not self._broker]

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from fedsea_mq.model.adapters import split_adapter
@@ -118,6 +119,17 @@ def test_up_generate_chat_and_status(tmp_path: Path) -> None:
         assert seen["errors"] == 0
         assert seen["sessions"] == 0
         assert "2 nodes" in fedsea("status", "--once", *use).stdout
+        # What is killed is started again, where it was.
+        for process in started_for("broker", "nodes.trunk"):
+            process.kill()
+        assert report("generate", passage, "--chat", *use)["text"] == one["text"]
+
+
+def started_for(*modules: str) -> list[psutil.Process]:
+    """Processes of these modules that run for this test."""
+    found = [p for p in psutil.Process().children(recursive=True) if p.cmdline()[2] in modules]
+    assert {process.cmdline()[2] for process in found} == set(modules)
+    return found
 
 
 def interrupted_at_the_prompt(use: list[str]) -> None:

@@ -14,7 +14,7 @@ from fedsea_mq.cli.ray.scaling import Scaler, demand_of
 from fedsea_mq.cli.ray.system import RaySystem
 from fedsea_mq.cli.serve import warn_of_recovery
 from fedsea_mq.entry import stop_asked
-from fedsea_mq.errors import PeerUnreachable, ProcessFailed
+from fedsea_mq.errors import PeerUnreachable
 from fedsea_mq.settings import Settings
 from fedsea_mq.transport.status import StatusWatch
 
@@ -30,11 +30,13 @@ async def up(settings: Settings) -> None:
     async with RaySystem(settings, keep_endpoints=True, trunks=0) as system:
         console.print(f"broker for clients  {system.settings.broker.clients}")
         console.print(f"broker for nodes    {system.settings.broker.nodes}")
+        # On the same ports: nodes and clients come back to it.
+        broker = Kept("broker", system.start_broker, _tell_again, system.broker)
         async with asyncio.TaskGroup() as group:
             stages = settings.trunk.stages
             fleet = [Replicas(system, group, _tell, count(n, stages)) for n in range(stages)]
             tasks = [
-                group.create_task(_keep_broker(system)),
+                group.create_task(broker.keep()),
                 group.create_task(_scale(system, fleet)),
                 group.create_task(_say_ready(settings, fleet)),
             ]
@@ -50,13 +52,8 @@ def _tell(line: str) -> None:
     progress_console.print(line, style="dim", markup=False, soft_wrap=True)
 
 
-async def _keep_broker(system: RaySystem) -> None:
-    """Start it again on the same ports when it is killed: nodes and clients come back to it."""
-    kept = Kept("broker", system.start_broker, lambda name: _tell(f"{name} is started again"))
-    kept.child = system.broker
-    async for _ in kept.lines():
-        pass
-    raise ProcessFailed("the broker was stopped")
+def _tell_again(name: str) -> None:
+    _tell(f"{name} is started again")
 
 
 async def _scale(system: RaySystem, fleet: Sequence[Replicas]) -> None:
