@@ -19,7 +19,6 @@ from fedsea_mq.protocol.comebacks import Comebacks
 from fedsea_mq.protocol.envelope import Envelope
 from fedsea_mq.protocol.messages import Open
 
-_FULL: Final = "all nodes are full"
 # Who is in line is told to ask again this soon; its next request is held.
 _SOON_S: Final = 0.05
 
@@ -78,11 +77,11 @@ class Admission:
         waited = session in line
         # The sessions that a stage goes on with are their clients', not all of one client.
         if not line.join(session, ask.body.served, ask, now):
-            return [Verdict(ask, Busy(_FULL, self._comebacks.pause_s(now)))]
+            return [self._busy(ask, self._comebacks.pause_s(now))]
         verdicts = list(self._serve(line, now))
         if session in line and not waited:
             line.step_out(session, now)
-            verdicts.append(Verdict(ask, Busy(_FULL, _SOON_S)))
+            verdicts.append(self._busy(ask, _SOON_S))
         return verdicts
 
     def room_was_made(self, now: float) -> list[Verdict]:
@@ -94,7 +93,7 @@ class Admission:
     def overdue(self, now: float) -> list[Verdict]:
         """Those that were held long enough, and are to ask again."""
         asks = [ask for line in self._lines.values() for ask in line.overdue(now)]
-        return [Verdict(ask, Busy(_FULL, _SOON_S)) for ask in asks]
+        return [self._busy(ask, _SOON_S) for ask in asks]
 
     def gave_up(self, session: bytes) -> None:
         """A session waits no longer, if it did."""
@@ -110,6 +109,9 @@ class Admission:
         """Nothing of these clients waits any longer."""
         for line in self._lines.values():
             line.leave_all(lambda ask: ask.body.client in clients)
+
+    def _busy(self, ask: Ask, pause_s: float) -> Verdict:
+        return Verdict(ask, Busy(self._registry.lack(ask.body), pause_s))
 
     def _judge(self, ask: Ask) -> Verdict:
         try:

@@ -10,6 +10,7 @@ from broker.room import Room
 from fedsea_mq.errors import (
     AdapterUnknown,
     Busy,
+    FedSeaError,
     FingerprintMismatch,
     LimitExceeded,
     NodeUnknown,
@@ -148,6 +149,19 @@ class Registry:
             LimitExceeded: a later stage could never hold it.
             Busy: all that serve it are full, or away.
         """
+        best = self._best(asked)
+        best.room.promise(session, asked.max_positions)
+        return best
+
+    def lack(self, asked: Open) -> str:
+        """What a session that is to wait waits for."""
+        try:
+            self._best(asked)
+        except FedSeaError as error:
+            return str(error)
+        return "others are in line"
+
+    def _best(self, asked: Open) -> Node:
         fits = [n for n in self.trunks if n.offer.fingerprint == asked.fingerprint]
         if not fits and asked.fingerprint in self._served:
             raise Busy("all nodes of this model are away")
@@ -174,9 +188,7 @@ class Registry:
         roomy = _entries([n for n in fits if n.takes(asked)], asked)
         if not roomy:
             raise Busy("all nodes are full")
-        best = max(roomy, key=lambda node: node.room.positions_free)
-        best.room.promise(session, asked.max_positions)
-        return best
+        return max(roomy, key=lambda node: node.room.positions_free)
 
     def of_run(self, asked: Enlist) -> Node | None:
         """The node of this role in a training run, the first by name; None if there is none."""

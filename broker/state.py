@@ -82,7 +82,7 @@ class BrokerState:
     @property
     def yet_to_register(self) -> Busy:
         """What is said while no node is there."""
-        return Busy("no node has registered yet", self.terms.heartbeat_ms / 1000)
+        return Busy("no node is registered now", self.terms.heartbeat_ms / 1000)
 
     def check_client_has_room(self, asked: Open) -> None:
         """Raise `Busy` or `LimitExceeded` if the client may not have this session, too."""

@@ -100,6 +100,13 @@ def test_a_session_waits_where_a_later_stage_is_full() -> None:
     refused(asks(made, S1), Busy)
 
 
+def test_who_waits_is_told_what_for() -> None:
+    made = placing(front=FRONT, middle=MIDDLE)
+    assert "not all blocks" in str(refused(asks(made, S1), Busy))
+    made.register(b"back", offer("back", stage=BACK, free=9))
+    assert "all nodes are full" in str(refused(asks(made, S2), Busy))
+
+
 def waits(made: Placing) -> dict[str, int]:
     return {node.name: node.waiting for node in made.status().nodes}
 
