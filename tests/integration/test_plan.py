@@ -172,13 +172,14 @@ def test_an_audit_of_another_model_is_refused(tmp_path: Path, known_speeds: list
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("8GB", 8 * 10**9), ("512MiB", 512 << 20), ("1.5 gib", 3 << 29), ("7", 7)]
+    ("text", "size"),
+    [("8GB", 8 * 10**9), ("512MiB", 512 << 20), ("1.5 gib", 3 << 29), ("7kB", 7000)],
 )
 def test_sizes_are_read_in_tens_and_in_twos(text: str, size: int) -> None:
     assert as_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "8 PB", "-1GB", "1e9"])
+@pytest.mark.parametrize("text", ["", "GB", "8 PB", "-1GB", "1e9", "7", "7B"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="expected a number and a unit"):
         as_bytes(text)

@@ -14,8 +14,8 @@ from fedsea_mq.cli.output import console, print_json
 from fedsea_mq.errors import ConfigError
 from fedsea_mq.settings import Settings
 
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
-_UNITS: Final = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12} | {
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)B?", re.IGNORECASE)
+_UNITS: Final = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12} | {
     f"{letter}i": 1024.0**power for power, letter in enumerate("kmgt", start=1)
 }
 
@@ -132,4 +132,4 @@ def as_bytes(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ConfigError(f"size {text!r}: expected a number and a unit, as 8GB or 512MiB")
-    return round(float(match[1]) * _UNITS[(match[2] or "").lower()])
+    return round(float(match[1]) * _UNITS[match[2].lower()])

@@ -109,7 +109,7 @@ def _cells(option: Option, price_per_hour: float | None) -> list[str]:
         f"{said.client_bytes / _MB:.0f}",
         f"{said.trunk_bytes / _MB:.0f}",
         f"{said.node_sessions}",
-        f"{said.node_tokens_per_s:.3g}",
+        f"{said.node_tokens_per_s:.{0 if said.node_tokens_per_s >= 10 else 1}f}",
     ]
     if price_per_hour is not None:
         cost = said.cost_per_million(price_per_hour)
