@@ -38,7 +38,7 @@ def settings_from_arguments(description: str, arguments: list[str] | None = None
     try:
         return Settings.load(given.config, given.set)
     except FedSeaError as error:
-        parser.exit(2, f"{error}\n")
+        parser.exit(2, f"{type(error).__name__}: {error}\n")
 
 
 def configure_logging(settings: LogSettings) -> None:

@@ -33,8 +33,20 @@ from fedsea_mq.security.keyring import is_local
 from fedsea_mq.security.settings import SecuritySection
 from fedsea_mq.telemetry.settings import MetricsSection, TelemetrySection
 
+_LAST_PORT: Final = 65_535
 Milliseconds = Annotated[int, Field(ge=10, le=86_400_000)]
-Endpoint = Annotated[str, Field(pattern=r"^(tcp|ipc)://.+$")]
+
+
+def _at_a_port(endpoint: str) -> str:
+    found = re.search(r":(\*|[0-9]+)$", endpoint)
+    is_port = found is not None and (found[1] == "*" or int(found[1]) <= _LAST_PORT)
+    if endpoint.startswith("tcp://") and not is_port:
+        # ZeroMQ would take the rest of a division by 65536.
+        raise ValueError(f"expected tcp://ADDRESS:PORT, with a port up to {_LAST_PORT} or *")
+    return endpoint
+
+
+Endpoint = Annotated[str, Field(pattern=r"^(tcp|ipc)://.+$"), AfterValidator(_at_a_port)]
 
 
 def _reachable_at_some_port(endpoint: str) -> str:
@@ -53,6 +65,8 @@ Storage = Literal["auto", "int8"]
 Adapters = Annotated[dict[Name, Path], Field(max_length=MAX_ADAPTERS)]
 
 
+# Of a value that is wrong, so many characters are shown.
+_SHOWN: Final = 100
 _BOOL_TAG: Final = "tag:yaml.org,2002:bool"
 
 
@@ -266,12 +280,6 @@ class TrunkSettings(Section):
             )
         return self
 
-    @model_validator(mode="after")
-    def _stages_say_their_blocks(self) -> Self:
-        if self.stages > 1 and self.blocks is not None:
-            raise ValueError("with stages, `up` says each node's blocks: set blocks to null")
-        return self
-
 
 class Speculation(StrEnum):
     """Where drafts of the next tokens come from."""
@@ -430,6 +438,11 @@ def _apply(fields: dict[str, Any], override: str) -> None:
     fields[section] = held | {key: value}
 
 
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
 def explain(error: ValidationError, *, as_options: bool = False) -> str:
     """Which keys, or options of a command, are wrong, what was expected and what came."""
     said = []
@@ -437,10 +450,11 @@ def explain(error: ValidationError, *, as_options: bool = False) -> str:
         key = ".".join(str(step) for step in item["loc"])
         if as_options:
             key = f"--{key.partition('.')[0].replace('_', '-')}"
+        named = f"{key}: " if key else ""
         if item["type"] == "extra_forbidden":
             said.append(f"unknown key {key}")
         else:
-            found = "" if isinstance(item["input"], dict) else f", found {item['input']!r}"
+            found = "" if isinstance(item["input"], dict) else f", found {_short(item['input'])}"
             expected = item["msg"].replace("Input should be", "expected", 1)
-            said.append(f"{key}: {expected}{found}")
+            said.append(f"{named}{expected.removeprefix('Value error, ')}{found}")
     return "; ".join(said)

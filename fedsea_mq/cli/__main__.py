@@ -75,7 +75,11 @@ def main() -> None:
         # Not cut to the width of a terminal that may not be there: paths stay whole.
         progress_console.print("\n".join(sorted(said)), style="red", markup=False, soft_wrap=True)
         if any(isinstance(leaf, PeerUnreachable) for leaf in leaves(error)):
-            progress_console.print("Is the system up? `fedsea up` starts one on this machine.")
+            progress_console.print(
+                "Is the system up, with keys on both sides or on none? "
+                "`fedsea up` starts one on this machine.",
+                soft_wrap=True,
+            )
         sys.exit(2 if isinstance(error, ConfigError) else 1)
 
 

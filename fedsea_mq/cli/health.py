@@ -30,8 +30,12 @@ def judged(report: StatusReport, timeout_ms: int, trunks: int, node: str | None)
         raise NotReady(f"no live node is called {node}")
     ready = _ways_in([one for one in alive if one.takes_sessions])
     if ready < trunks:
-        raise NotReady(f"{ready} trunk nodes take sessions, of {trunks} wanted")
-    return f"broker up {report.uptime_s:.0f} s, {ready} trunk nodes take sessions"
+        raise NotReady(f"{_take_sessions(ready)}, of {trunks} wanted")
+    return f"broker up {report.uptime_s:.0f} s, {_take_sessions(ready)}"
+
+
+def _take_sessions(count: int) -> str:
+    return "1 trunk node takes sessions" if count == 1 else f"{count} trunk nodes take sessions"
 
 
 def _ways_in(nodes: Sequence[NodeStatus]) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
+from signal import Signals
 from typing import Any, Final
 
 from fedsea_mq.errors import ProcessFailed
@@ -14,6 +15,11 @@ from fedsea_mq.errors import ProcessFailed
 _READY_S = 900.0
 # From SIGTERM to SIGKILL, besides what a node takes to drain.
 STOP_S: Final = 15.0
+
+
+def end_of(status: int) -> str:
+    """How a process ended, by its exit status, that of a signal below 0."""
+    return f"ended with {status}" if status >= 0 else f"was ended by {Signals(-status).name}"
 
 
 class Started(ABC):
@@ -41,7 +47,7 @@ class Started(ABC):
         raw = await self.read_line()
         if not raw:
             status = await self.wait()
-            raise ProcessFailed(f"{self.name} ended with status {status}: {self.log_tail()}")
+            raise ProcessFailed(f"{self.name} {end_of(status)}: {self.log_tail()}")
         line: dict[str, Any] = json.loads(raw)
         return line
 

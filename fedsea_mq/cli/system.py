@@ -8,6 +8,7 @@ from itertools import count
 from typing import Generic, Self, TypeVar
 
 from fedsea_mq.cli.started import STOP_S, Started
+from fedsea_mq.errors import ConfigError
 from fedsea_mq.settings import Settings
 from fedsea_mq.transport.status import StatusWatch
 
@@ -29,6 +30,8 @@ class System(ABC, Generic[P]):
     endpoints that the broker really listens on. Metrics, if there are to be any, are shown on
     ports of their own: with `keep_endpoints` from that of the settings on, in the order in which
     processes are started, who comes for one that is gone in its place; else on any that are free.
+
+    Raises `ConfigError` where `trunk.stages` and `trunk.blocks` both say what nodes have.
     """
 
     def __init__(
@@ -39,6 +42,8 @@ class System(ABC, Generic[P]):
         joins: bool = False,
         trunks: int | None = None,
     ) -> None:
+        if settings.trunk.stages > 1 and settings.trunk.blocks is not None:
+            raise ConfigError("trunk.stages says each node's blocks: set trunk.blocks to null")
         self._joins = joins
         self._keeps_ports = keep_endpoints
         all_stages = settings.trunk.nodes * settings.trunk.stages

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fedsea_mq.errors import ConfigError
 from fedsea_mq.model.int8_linear import Int8Linear
 from fedsea_mq.model.packed_linear import PackedLinear
 from fedsea_mq.settings import ModelSettings
@@ -32,6 +33,14 @@ class Numerics:
     def of(cls, model: ModelSettings) -> Numerics:
         """As the settings say, which have been checked."""
         return cls(model.dtype, model.device, model.weights == "int8", model.kv_cache == "int8")
+
+    def check_device(self) -> None:
+        """Raise `ConfigError` if torch has no such device on this machine."""
+        device, gpus = torch.device(self.device), torch.cuda.device_count()
+        if device.type == "cuda" and (device.index or 0) >= gpus:
+            raise ConfigError(
+                f"model.device {self.device}: torch {torch.__version__} has {gpus} GPUs"
+            )
 
     @property
     def weights(self) -> torch.dtype:

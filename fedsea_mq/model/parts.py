@@ -169,13 +169,13 @@ def load_trunk(
 
     The outputs of a share are shares of sums.
 
-    Raises: what `Checkpoint.load` raises, and `UnevenShards`.
+    Raises: what `Checkpoint.load` raises, `UnevenShards`, and `ConfigError` without the device.
     """
     return _Loader(checkpoint, cut, numerics, only, shard).run(Part.TRUNK)
 
 
 def load_client(checkpoint: Checkpoint, cut: Cut, numerics: Numerics) -> tuple[Head, Tail]:
-    """Head and tail; tied embeddings are held once. Raises what `Checkpoint.load` raises."""
+    """Head and tail; tied embeddings are held once. Raises as `load_trunk`."""
     return _Loader(checkpoint, cut, numerics).client()
 
 
@@ -190,6 +190,7 @@ class _Loader:
         only: range | None = None,
         shard: TensorShard = WHOLE,
     ) -> None:
+        numerics.check_device()
         self._checkpoint = checkpoint
         self._shard = shard
         self._config = shard.narrowed(checkpoint.config)

@@ -177,7 +177,7 @@ class LoopSocket:
         """Queue a message for sending.
 
         Raises:
-            SendQueueFull: `max_queued` messages wait already.
+            SendQueueFull: `max_queued` messages wait already, or a DEALER has no peer.
             PeerUnreachable: a ROUTER's peer is gone.
         """
         socket = self._open_socket()
@@ -185,7 +185,9 @@ class LoopSocket:
             # pyzmq copies parts under 64 KiB all the same, which is faster for them.
             socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
         except zmq.Again as error:
-            raise SendQueueFull(f"{self._max_queued} frames wait for the peer already") from error
+            raise SendQueueFull(
+                f"there is no connection to the peer, or {self._max_queued} frames wait for it"
+            ) from error
         except zmq.ZMQError as error:
             if error.errno == zmq.EHOSTUNREACH:
                 raise PeerUnreachable("the peer is gone") from error

@@ -61,7 +61,7 @@ class Endpoint(Generic[R]):
                 await unless_gone(receive, self._stream(prepared, send))
             else:
                 await unless_gone(receive, _answer(prepared, scope, receive, send))
-        _tell(prepared)
+                _tell(prepared)
 
     async def _stream(self, prepared: Prepared, send: Send) -> None:
         out, answer = EventStream(send, self._settings.stalled_s), prepared.answer
@@ -70,11 +70,14 @@ class Endpoint(Generic[R]):
         except FedSeaError as error:
             if not out.begun:
                 raise
-            await out.write(event(refusal(error).body()), more=False)
+            refused = refusal(error)
+            _tell(prepared, failed=refused.code)
+            await out.write(event(refused.body()), more=False)
             return
         stats = [choice.stats for choice in prepared.choices]
         usage = answer.usage_event(stats, prepared.prompts) if prepared.with_usage else b""
         await out.write(usage + DONE, more=False)
+        _tell(prepared)
 
 
 async def _answer(prepared: Prepared, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,14 +92,18 @@ async def _answer(prepared: Prepared, scope: Scope, receive: Receive, send: Send
     await JSONResponse(whole)(scope, receive, send)
 
 
-def _tell(prepared: Prepared) -> None:
+def _tell(prepared: Prepared, failed: str | None = None) -> None:
+    """One line a request, also of one that `failed` after its first tokens."""
     stats = [choice.stats for choice in prepared.choices]
-    _log.info(
-        "answered",
-        choices=len(stats),
-        prompt_tokens=stats[0].prompt_tokens,
-        new_tokens=sum(one.new_tokens for one in stats),
-        ttft_ms=round(max(one.ttft_ms for one in stats), 1),
-        finish=prepared.choices[0].generation.finish.value,
-        trace_id=prepared.choices[0].generation.trace_id,
-    )
+    generation = prepared.choices[0].generation
+    figures = {
+        "choices": len(stats),
+        "prompt_tokens": stats[0].prompt_tokens,
+        "new_tokens": sum(one.new_tokens for one in stats),
+        "ttft_ms": round(max(one.ttft_ms for one in stats), 1),
+        "trace_id": generation.trace_id,
+    }
+    if failed is None:
+        _log.info("answered", finish=generation.finish.value, **figures)
+    else:
+        _log.warning("broken off", code=failed, **figures)

@@ -14,7 +14,7 @@ from typing import Final, Self
 import torch
 
 from fedsea_mq import __version__
-from fedsea_mq.errors import AdapterError, NotRunning
+from fedsea_mq.errors import AdapterError, ConfigError, NotRunning
 from fedsea_mq.model.attention import Span
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.held_adapters import hold_adapters, open_adapters
@@ -169,6 +169,11 @@ def load(settings: Settings) -> Loaded:
     model, trains = settings.model, settings.training.run is not None
     if trains:
         check_trainable(settings)
+    if settings.trunk.stages > 1 and settings.trunk.blocks is None:
+        raise ConfigError(
+            "trunk.stages is for `fedsea up`: a node of its own says which blocks it has, as with "
+            f"trunk.blocks=1/{settings.trunk.stages}"
+        )
     cut = Cut(model.head_blocks, model.tail_blocks)
     checkpoint = Checkpoint.open(model.path)
     shard = shard_of(settings)

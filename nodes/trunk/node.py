@@ -127,7 +127,7 @@ class TrunkNode:
             background.start(engine.watch(), f"{self.name} compute")
             background.start(self._expire(), f"{self.name} leases")
             self._stack = stack.pop_all()
-        blocks = str(loaded.run.kv_shape.blocks)
+        blocks = str(loaded.offer.stage)
         _log.info("trunk ready", node=self.name, blocks=blocks)
         return self
 

@@ -258,6 +258,32 @@ async def test_a_full_trunk_and_a_broker_that_is_gone_are_told_apart() -> None:
     assert state["trunk"]["error"]["code"] == "unreachable"
 
 
+async def test_an_answer_that_breaks_off_says_why_and_is_no_answer_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "nodes.gateway")
+    asked = {"model": "embedded", "prompt": "x", "stream": True, "ignore_eos": True}
+    asked |= {"max_tokens": 1000}
+    async with (
+        running("embedded", "gateway.port=0", "client.give_up_s=0.3") as system,
+        GatewayNode(system.settings) as node,
+        httpx.AsyncClient(base_url=node.url) as http,
+        http.stream("POST", "/v1/completions", json=asked) as reply,
+    ):
+        lines = reply.aiter_lines()
+        await anext(lines)
+        await system.broker.__aexit__()
+        last = [line async for line in lines if line][-1]
+        await system.broker.__aenter__()
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "unreachable"
+    (told,) = [one for one in caplog.records if one.name == "nodes.gateway.endpoint"]
+    assert (told.levelname, told.msg, told.__dict__["code"]) == (
+        "WARNING",
+        "broken off",
+        "unreachable",
+    )
+
+
 WRONG: list[tuple[dict[str, Any], int, str | None, str | None]] = [
     ({"messages": []}, 400, None, "messages"),
     ({"model": "gpt-5"}, 404, "model_not_found", None),

@@ -87,6 +87,8 @@ def test_what_is_written_is_what_is_loaded(file: Path) -> None:
         ("noise:\n  mode: off\n  clip: 1\n", "mode off leaves the states as they are"),
         ("noise:\n  mode: off\n  shape: a.safetensors\n", "set clip and shape to null"),
         ("broker:\n  clients: localhost\n", "broker.clients: String should match"),
+        ("broker:\n  nodes: tcp://127.0.0.1\n", "broker.nodes: expected tcp://ADDRESS:PORT"),
+        ("broker:\n  nodes: tcp://127.0.0.1:99999\n", "a port up to 65535 or *, found 'tcp:"),
         ("broker:\n  timeout_ms: 1500\n", "timeout_ms must be at least twice heartbeat_ms"),
         ("ray:\n  min_nodes: 5\n", "min_nodes must not be above max_nodes"),
         ("trunk: 5\n", "trunk: expected"),

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedsea_mq.cli.ray.remote_child import RemoteChild
 from fedsea_mq.cli.ray.system import RaySystem
+from fedsea_mq.cli.started import end_of
 from fedsea_mq.errors import NoPlace, ProcessFailed
 
 
@@ -100,7 +101,7 @@ class Replicas:
             self.first_ready.set_result(said)
         self._tell(f"{child.name} is ready on {child.address}")
         status = await child.wait()
-        return ProcessFailed(f"{child.name} ended with {status}: {child.log_tail()}")
+        return ProcessFailed(f"{child.name} {end_of(status)}: {child.log_tail()}")
 
     async def _end(self, replica: Replica) -> None:
         if replica.child is not None:

@@ -39,7 +39,7 @@ def test_enough_nodes_that_take_sessions_are_well() -> None:
     ids=["silent", "draining or full", "an aggregator"],
 )
 def test_others_do_not_count(other: NodeStatus) -> None:
-    with pytest.raises(NotReady, match="1 trunk nodes take sessions, of 2"):
+    with pytest.raises(NotReady, match="1 trunk node takes sessions, of 2"):
         judged(report(node("a"), other), 1000, 2, None)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedsea_mq.errors import CheckpointError
+from fedsea_mq.errors import CheckpointError, ConfigError
 from fedsea_mq.model.attention import Span
 from fedsea_mq.model.checkpoint import Checkpoint
 from fedsea_mq.model.numerics import Numerics
@@ -139,6 +139,13 @@ def test_a_trunk_holds_its_blocks_and_no_more(tiny_llama: Path) -> None:
     assert trunk.kv_shape.blocks == range(1, 2)
     assert sum(p.nbytes for p in trunk.parameters()) == block
     assert not any(p.is_meta for p in trunk.parameters())
+
+
+def test_a_gpu_that_is_not_there_is_named(tiny_llama: Path) -> None:
+    checkpoint, away = Checkpoint.open(str(tiny_llama)), Numerics(device="cuda:99")
+    for load in (load_client, load_trunk):
+        with pytest.raises(ConfigError, match=r"model.device cuda:99: torch .* has \d+ GPUs"):
+            load(checkpoint, Cut(1, 1), away)
 
 
 def test_weights_and_cache_take_the_compute_dtype(tiny_llama: Path) -> None:

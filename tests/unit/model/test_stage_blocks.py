@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedsea_mq.cli.processes import LocalSystem
 from fedsea_mq.errors import ConfigError, IllegalCut
 from fedsea_mq.model.partition import Cut, trunk_blocks
 from fedsea_mq.settings import Settings
+from nodes.trunk.engine import load
 
 CUT, TOTAL = Cut(2, 1), 12
 
@@ -45,6 +47,10 @@ def test_what_says_no_blocks_is_a_wrong_setting(asked: str) -> None:
         Settings().replace(trunk={"blocks": asked})
 
 
-def test_stages_of_one_machine_say_their_blocks_themselves() -> None:
-    with pytest.raises(ConfigError, match="set blocks to null"):
-        Settings().replace(trunk={"blocks": "1/2", "stages": 2})
+def test_stages_are_for_up_and_blocks_for_a_node() -> None:
+    with pytest.raises(ConfigError, match=r"as with trunk\.blocks=1/2"):
+        load(Settings().replace(trunk={"stages": 2}))
+    both = Settings().replace(trunk={"blocks": "1/2", "stages": 2})
+    assert load(both).offer.stage.stop == 3
+    with pytest.raises(ConfigError, match=r"set trunk\.blocks to null"):
+        LocalSystem(both)
