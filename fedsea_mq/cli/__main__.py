@@ -31,6 +31,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # else each line of a docstring is one of the help
 )
 app.add_typer(bench, name="bench")
 app.add_typer(adapters, name="adapters")
