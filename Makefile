@@ -47,7 +47,7 @@ unit: $(READY)
 	@# Much of a test of processes is waiting for them: three at a time keep two cores busy.
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
-# An hour: every command that the documentation shows, page by page; the examples; the wheel, installed.
+# Half an hour: every command that the documentation shows, page by page; the examples; the wheel, installed.
 test-docs: $(READY)
 	$(BIN)/python -m pytest -m slow tests/docs tests/deploy tests/packaging tests/integration/test_examples.py
 

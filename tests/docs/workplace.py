@@ -84,7 +84,9 @@ class Workplace:
         assert words[:1] not in (["make"], ["pip"]), f"{line}: mark it as parsed"
         command = words[1] if words[:1] == ["fedsea"] and len(words) > 1 else None
         if command in _SERVERS:
-            self._serve(" ".join(words), alone=command in _SYSTEMS, shell=self._shell(line))
+            key = " ".join(words)
+            self._stop([old for old in self._servers if _takes_ports_of(key, old)])
+            self._serve(key, self._shell(line))
         elif command == "status" and not {"--once", "--json"} & set(words):
             self._watch(self._shell(line))
         else:
@@ -120,13 +122,11 @@ class Workplace:
         said, _ = process.communicate(QUESTION)
         assert process.returncode == 0, f"{shell[-1]}\n{said}"
 
-    def _serve(self, key: str, *, alone: bool, shell: list[str]) -> None:
+    def _serve(self, key: str, shell: list[str]) -> None:
         """Start a process that stays, and wait until it is ready; the same again is there."""
         running = self._servers.get(key)
         if running is not None and running.poll() is None:
             return
-        if alone:
-            self._stop(list(self._servers))
         errors = self.folder / "server.log"
         with errors.open("w") as log:
             process = self._popen(shell, stdout=subprocess.PIPE, stderr=log)
@@ -174,6 +174,14 @@ def _commands_with_set() -> set[str]:
         for name, command in group.commands.items()
         if any("--set" in option.opts for option in command.params)
     }
+
+
+def _takes_ports_of(new: str, old: str) -> bool:
+    """Whether a reader has to end one server before another: a whole system, or one gateway."""
+    if new == old:
+        return False
+    commands = new.split()[1], old.split()[1]
+    return commands[0] in _SYSTEMS or commands == ("gateway", "gateway")
 
 
 def _task_lines() -> list[dict[str, str]]:
