@@ -309,6 +309,7 @@ if AVAILABLE:
     def _choose_apply_scales(numbers: Any, scales: Any, elements: Any) -> Any:
         return _multiply if elements.dtype == types.int8 else _nothing
 
+    # What these call is compiled in the same way, unless it says otherwise itself.
     _compiled = numba.njit(fastmath={"reassoc", "contract", "nsz"}, nogil=True, cache=True)
     _exp = _compiled(_exp_formula)
     _fetch_rows = _compiled(_fetch_formula)

@@ -43,7 +43,9 @@ def quantise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def plain_quantise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The same numbers by torch's operators, in three times the time."""
     top = rows.abs().amax(-1, keepdim=True).clamp_min(_LEAST)
-    return (rows * (LARGEST / top)).round().to(torch.int8), top / LARGEST
+    # Of a number and a tensor, torch would take the reciprocal and multiply, which rounds twice.
+    factor = torch.full_like(top, LARGEST) / top
+    return (rows * factor).round().to(torch.int8), top / LARGEST
 
 
 def _row_loop(row: Any, out: Any) -> Any:
@@ -65,6 +67,8 @@ def _rows_loop(rows: Any, out: Any, scales: Any) -> None:
 
 
 if AVAILABLE:
-    # Without liberties in the order of operations: both ways are to give the same bits.
-    quantise_row = numba.njit(nogil=True, cache=True)(_row_loop)
-    _quantise_rows = numba.njit(nogil=True, cache=True)(_rows_loop)
+    # Without liberties in the order of operations: both ways are to give the same bits. It must be
+    # said: numba would take them over from a loop that calls this one, if that is compiled first.
+    _exact = numba.njit(fastmath=False, nogil=True, cache=True)
+    quantise_row = _exact(_row_loop)
+    _quantise_rows = _exact(_rows_loop)

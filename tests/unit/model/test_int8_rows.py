@@ -44,6 +44,19 @@ def test_both_ways_give_the_same_bits() -> None:
         assert torch.equal(mine, plain)
 
 
+def test_both_ways_give_the_same_bits_where_many_are_near_a_half() -> None:
+    rows = draw(400, 256).bfloat16().float()  # few digits, so products often end in a half
+    for mine, plain in zip(quantise_rows(rows), plain_quantise_rows(rows), strict=True):
+        assert torch.equal(mine, plain)
+
+
+@pytest.mark.skipif(not int8_rows.AVAILABLE, reason="numba is not installed")
+@pytest.mark.parametrize("loop", ["quantise_row", "_quantise_rows"])
+def test_what_calls_it_cannot_have_it_compiled_otherwise(loop: str) -> None:
+    """Attention takes liberties; compiled first, it once had the quantising loop take them, too."""
+    assert getattr(int8_rows, loop).targetoptions["fastmath"] is False
+
+
 def test_rows_that_lie_apart_in_memory_are_those_that_they_are() -> None:
     rows = draw(16, 24)
     for mine, apart in zip(
