@@ -21,6 +21,9 @@ PROMPT: Final = [(7 * n) % 290 for n in range(80)]
 SAMPLING: Final = SamplingSettings(max_new_tokens=40, ignore_eos=True, temperature=1.0, seed=3)
 # A frame a position: a prompt is as many round trips as an answer of its length.
 FRAMES: Final = "trunk.max_frame_positions=1"
+# The spare nodes live in this process, beside the client: a busy machine is no reason to take one
+# for dead, whose sessions would then stay until their lease is over.
+PATIENT: Final = "broker.timeout_ms=2000"
 # In the middle of either.
 _TRIPS: Final[dict[Phase, int]] = {"prefill": 30, "decode": len(PROMPT) + 15}
 
@@ -64,7 +67,7 @@ async def test_a_killed_stage_of_a_chain_is_replaced_without_a_wrong_token(
 ) -> None:
     model = make_model("llama")
     async with (
-        processes(model, "trunk.stages=2", FRAMES) as system,
+        processes(model, "trunk.stages=2", FRAMES, PATIENT) as system,
         AsyncExitStack() as stack,
         ClientNode(system.settings) as client,
     ):
