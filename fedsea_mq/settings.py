@@ -38,7 +38,7 @@ Milliseconds = Annotated[int, Field(ge=10, le=86_400_000)]
 
 
 def _at_a_port(endpoint: str) -> str:
-    found = re.search(r":(\*|[0-9]+)$", endpoint)
+    found = re.fullmatch(r"tcp://\S+:(\*|[0-9]{1,5})", endpoint)
     is_port = found is not None and (found[1] == "*" or int(found[1]) <= _LAST_PORT)
     if endpoint.startswith("tcp://") and not is_port:
         # ZeroMQ would take the rest of a division by 65536.
@@ -46,7 +46,7 @@ def _at_a_port(endpoint: str) -> str:
     return endpoint
 
 
-Endpoint = Annotated[str, Field(pattern=r"^(tcp|ipc)://.+$"), AfterValidator(_at_a_port)]
+Endpoint = Annotated[str, Field(pattern=r"^(tcp|ipc)://\S+$"), AfterValidator(_at_a_port)]
 
 
 def _reachable_at_some_port(endpoint: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from time import monotonic
 from typing import Any, Final, NoReturn
 
 from fedsea_mq.cli.started import Started
@@ -10,13 +11,15 @@ from fedsea_mq.errors import ProcessFailed
 
 Start = Callable[[], Awaitable[Started]]
 RESTARTS: Final = 20
+_STEADY_S: Final = 600.0
 
 
 class Kept:
     """One role of a run, whatever process plays it now.
 
-    A process that a signal ended is started again, at most `RESTARTS` times. One that ended by
-    itself with an error would do so again: that ends the run.
+    A process that a signal ended is started again, at most `RESTARTS` times in a row: one that ran
+    for long counts anew. One that ended by itself with an error would do so again: that ends the
+    run.
     """
 
     def __init__(
@@ -49,10 +52,11 @@ class Kept:
         Raises:
             ProcessFailed: one ended with an error, or too many were killed.
         """
-        for _ in range(RESTARTS + 1):
+        killed = 0
+        while killed <= RESTARTS:
             if self.child is None:
                 self.child = await self._start()
-            child = self.child
+            child, begun = self.child, monotonic()
             async for line in child.lines():
                 yield line
             status = await child.wait()
@@ -60,6 +64,8 @@ class Kept:
                 return
             if status > 0:
                 raise ProcessFailed(f"{self.name} ended with {status}: {child.log_tail()}")
-            self._on_restart(self.name)
-            self.child = None
+            killed = 1 if monotonic() - begun > _STEADY_S else killed + 1
+            if killed <= RESTARTS:
+                self._on_restart(self.name)
+                self.child = None
         raise ProcessFailed(f"{self.name} was killed more than {RESTARTS} times")

@@ -11,6 +11,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 # Of a table's column: a line and a space on both sides.
 _BORDER: Final = 3
@@ -53,13 +54,13 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
         for index, column in enumerate(columns)
     ]
     for number, shown in enumerate(_side_by_side(widths, console.width)):
-        table = Table(title="" if number else title, title_justify="left")
+        table = Table(title=Text("" if number else title), title_justify="left")
         first = console.width - 1 - _BORDER - sum(widths[index] + _BORDER for index in shown[1:])
         table.add_column(columns[0], overflow="fold", max_width=max(first, widths[0]))
         for index in shown[1:]:
             table.add_column(columns[index], justify="right", overflow="fold")
         for row in texts:
-            table.add_row(*(row[index] for index in shown))
+            table.add_row(*(Text(row[index]) for index in shown))
         console.print(table)
 
 

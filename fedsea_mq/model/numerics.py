@@ -36,8 +36,9 @@ class Numerics:
 
     def check_device(self) -> None:
         """Raise `ConfigError` if torch has no such device on this machine."""
-        device, gpus = torch.device(self.device), torch.cuda.device_count()
-        if device.type == "cuda" and (device.index or 0) >= gpus:
+        kind, _, index = self.device.partition(":")
+        gpus = torch.cuda.device_count()
+        if kind == "cuda" and int(index or 0) >= gpus:
             raise ConfigError(
                 f"model.device {self.device}: torch {torch.__version__} has {gpus} GPUs"
             )

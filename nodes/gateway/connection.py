@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import termios
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -37,13 +39,15 @@ class Connection(H11Protocol):
 
     What is sent in between does not count: a head that comes byte by byte is late, too. There are
     `most` places; who has one is served, however many come later. Where all are held, a request
-    has that of the connection that has been idle the longest, or is refused.
+    has that of the connection that has asked for nothing the longest, or is refused.
     """
 
     def __init__(self, *of: Any, stalled_s: float, most: int, **named: Any) -> None:
         super().__init__(*of, **named)
         self._most = most
         self._has_place = False
+        # Since when it asks for nothing; None while it is answered.
+        self._waits_since: float | None = None
         self._head = _Patience(self.loop, stalled_s)
         self._taken = _Patience(self.loop, stalled_s)
 
@@ -51,6 +55,7 @@ class Connection(H11Protocol):
         """Its head is waited for, from now on."""
         assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
+        self._waits_since = self.loop.time()
         self._has_place = self._is_place_free
         if not self._has_place:
             self.app = self._serve_in_place_of_another
@@ -72,10 +77,15 @@ class Connection(H11Protocol):
             self._head.begin(self.transport)
         else:
             self._head.end()
+            self._waits_since = None
         self._end_if_closing()
 
     def send_400_response(self, msg: str) -> None:
         """What came is no HTTP; in the midst of an answer that cannot be said."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            # For whoever answers, or is about to, the peer is gone.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         try:
             super().send_400_response(msg)
         except h11.LocalProtocolError:
@@ -96,8 +106,10 @@ class Connection(H11Protocol):
         """All of an answer was given to the transport."""
         super().on_response_complete()
         self._end_if_closing()
-        if self.cycle.response_complete and self.conn.trailing_data[0]:
-            self._head.begin(self.transport)  # its first part came with the request before
+        if self.cycle.response_complete:
+            self._waits_since = self.loop.time()
+            if self.conn.trailing_data[0]:
+                self._head.begin(self.transport)  # its first part came with the request before
 
     def timeout_keep_alive_handler(self) -> None:
         """Nothing was asked for long."""
@@ -121,13 +133,6 @@ class Connection(H11Protocol):
     def _is_place_free(self) -> bool:
         return len(self.connections) <= self._most or sum(1 for _ in self._others) < self._most
 
-    @property
-    def _idle_until(self) -> float | None:
-        """When it is to be ended, if its peer has all answers and asks for nothing."""
-        if self.timeout_keep_alive_task is None or self.transport.get_write_buffer_size():
-            return None
-        return self.timeout_keep_alive_task.when()
-
     async def _serve_in_place_of_another(self, *of: Any) -> None:
         self._has_place = self._is_place_free or self._takes_place()
         if self._has_place:
@@ -137,10 +142,23 @@ class Connection(H11Protocol):
             await service_unavailable(*of)
 
     def _takes_place(self) -> bool:
-        idle = {until: one for one in self._others if (until := one._idle_until) is not None}
+        waiting = {since: one for one in self._others if (since := one._waits_since) is not None}
+        idle = [since for since, one in waiting.items() if _is_all_taken(one.transport)]
         if not idle:
             return False
-        longest = idle[min(idle)]
+        longest = waiting[min(idle)]
         longest._has_place = False
         longest.transport.abort()
         return True
+
+
+def _is_all_taken(transport: asyncio.Transport) -> bool:
+    """Whether the peer has all that was sent: with TLS, the transport does not tell.
+
+    What waits in this process does so because the socket's own queue is full.
+    """
+    try:
+        queue = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:
+        return False
+    return not any(queue)

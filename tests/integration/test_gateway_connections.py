@@ -132,15 +132,31 @@ async def test_a_request_has_the_place_of_the_connection_that_is_idle_the_longes
                 await kept.read(1)
 
 
-async def test_what_is_no_http_after_an_answer_began_ends_the_connection_and_is_no_error(
-    caplog: pytest.LogCaptureFixture,
+async def test_who_says_nothing_holds_no_place_that_another_asks_for() -> None:
+    async with gateway("gateway.max_connections=1") as up, connected(up) as (reader, _):
+        assert (await up.chat()).choices[0].message.content == ANSWER
+        assert await end_of(reader) == b""
+
+
+CHUNKED = b"host: localhost\r\ntransfer-encoding: chunked\r\n"
+NO_HTTP = {
+    "after the answer": (b"POST /nowhere HTTP/1.1\r\n" + CHUNKED + b"\r\n", b"ZZ\r\n"),
+    "at once": (b"POST /v1/completions HTTP/1.1\r\n" + CHUNKED + b"\r\nZZ\r\n", b""),
+    "at once, nowhere": (b"POST /nowhere HTTP/1.1\r\n" + CHUNKED + b"\r\nZZ\r\n", b""),
+    "of JSON": (b"POST /v1/completions HTTP/1.1\r\n" + CHUNKED + JSON + b"ZZ\r\n", b""),
+}
+
+
+@pytest.mark.parametrize(("first", "then"), NO_HTTP.values(), ids=NO_HTTP)
+async def test_what_is_no_http_ends_the_connection_and_is_no_error_here(
+    first: bytes, then: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    head = b"POST /nowhere HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
     async with gateway() as up, connected(up) as (reader, writer):
-        writer.write(head)
-        assert b"HTTP/1.1 404" in await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"ZZ\r\n")
+        writer.write(first)
+        assert b"HTTP/1.1 40" in await reader.readuntil(b"\r\n\r\n")
+        writer.write(then)
         await end_of(reader)
+        await asyncio.sleep(0.05)  # what answers it is told after the peer
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
@@ -171,6 +187,10 @@ async def test_a_connection_that_closes_holds_no_place_while_nobody_takes_its_la
             writer.write(HEAD.replace(b"/v1/models", b"/style.css") + b"\r\n")
             await asyncio.sleep(0.005)
         assert not connection.flow.write_paused
+        # It still takes its answers, so nobody has its place.
+        async with connected(up) as (reader, other):
+            other.write(HEAD + b"\r\n")
+            assert b"HTTP/1.1 503" in await reader.readuntil(b"\r\n\r\n")
         writer.write(last)
         await until(connection.transport.is_closing)
         await until(lambda: connection not in connection.connections)

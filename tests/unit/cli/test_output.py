@@ -34,3 +34,8 @@ def test_a_number_is_in_one_line_however_narrow_the_terminal(
     assert shown.count("numbers") == 1
     assert (shown.count("a name") > 1) is (width < 200)
     print_table("nothing", ["", ""], [])
+
+
+def test_a_cell_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("[b]a[/c]", ["name"], [["[red]x[/nope]"]])
+    assert "[red]x[/nope]" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -142,10 +143,10 @@ def test_a_trunk_holds_its_blocks_and_no_more(tiny_llama: Path) -> None:
 
 
 def test_a_gpu_that_is_not_there_is_named(tiny_llama: Path) -> None:
-    checkpoint, away = Checkpoint.open(str(tiny_llama)), Numerics(device="cuda:99")
-    for load in (load_client, load_trunk):
-        with pytest.raises(ConfigError, match=r"model.device cuda:99: torch .* has \d+ GPUs"):
-            load(checkpoint, Cut(1, 1), away)
+    checkpoint = Checkpoint.open(str(tiny_llama))
+    for load, device in product((load_client, load_trunk), ("cuda:99", "cuda:256", "cuda:999")):
+        with pytest.raises(ConfigError, match=rf"model.device {device}: torch .* has \d+ GPUs"):
+            load(checkpoint, Cut(1, 1), Numerics(device=device))
 
 
 def test_weights_and_cache_take_the_compute_dtype(tiny_llama: Path) -> None:
