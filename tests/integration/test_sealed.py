@@ -140,7 +140,7 @@ async def test_a_broker_that_changes_all_is_named_in_the_end(
             return [parts]
         return [[parts[0], parts[1][:-1] + bytes([parts[1][-1] ^ 1]), *parts[2:]]]
 
-    async with meddled(tiny_llama, *sealed(tmp_path), "client.give_up_s=0.5") as (system, broker):
+    async with meddled(tiny_llama, *sealed(tmp_path), "client.give_up_s=3") as (system, broker):
         broker.meddle = all_but_the_opening
         with pytest.raises(SealBroken):
             await system.client.generate(PROMPTS[0], GREEDY).complete()
