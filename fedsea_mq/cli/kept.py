@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from time import monotonic
 from typing import Any, Final, NoReturn
 
-from fedsea_mq.cli.started import Started
+from fedsea_mq.cli.started import Started, end_of
 from fedsea_mq.errors import ProcessFailed
 
 Start = Callable[[], Awaitable[Started]]
@@ -63,7 +63,7 @@ class Kept:
             if status == 0:
                 return
             if status > 0:
-                raise ProcessFailed(f"{self.name} ended with {status}: {child.log_tail()}")
+                raise ProcessFailed(f"{self.name} {end_of(status)}: {child.log_tail()}")
             killed = 1 if monotonic() - begun > _STEADY_S else killed + 1
             if killed <= RESTARTS:
                 self._on_restart(self.name)

@@ -122,16 +122,16 @@ class Connection(H11Protocol):
             self._taken.begin(self.transport)
 
     @property
-    def _others(self) -> Iterator[Connection]:
-        """Those that have a place."""
+    def _holders(self) -> Iterator[Connection]:
+        """Those that have a place: others, wherever it is asked."""
         for one in self.connections:
             assert isinstance(one, Connection)
-            if one._has_place and one is not self:
+            if one._has_place:
                 yield one
 
     @property
     def _is_place_free(self) -> bool:
-        return len(self.connections) <= self._most or sum(1 for _ in self._others) < self._most
+        return len(self.connections) <= self._most or sum(1 for _ in self._holders) < self._most
 
     async def _serve_in_place_of_another(self, *of: Any) -> None:
         self._has_place = self._is_place_free or self._takes_place()
@@ -142,7 +142,7 @@ class Connection(H11Protocol):
             await service_unavailable(*of)
 
     def _takes_place(self) -> bool:
-        waiting = {since: one for one in self._others if (since := one._waits_since) is not None}
+        waiting = {since: one for one in self._holders if (since := one._waits_since) is not None}
         idle = [since for since, one in waiting.items() if _is_all_taken(one.transport)]
         if not idle:
             return False
